@@ -1,0 +1,126 @@
+# make demo   train, export, measure and report on the embedded data (under 10 minutes on 2 cores)
+# make test   every feature once, against the installed package (under 10 minutes on 2 cores)
+#
+# Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
+# bench, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+# pinned: the torch of constraints/. system: the one that PYTHON already has.
+# cpu: from PyTorch's CPU wheel index, whose address TORCH_CPU_INDEX holds (untested).
+TORCH ?= pinned
+
+# The stack follows the oldest NVIDIA GPU in the machine.
+CAPABILITY := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+	| grep -E '^[0-9]+[.][0-9]+$$' | sort -n | head -n 1)
+STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
+
+# What of the full matrix .ci/run adds to `make test`; the whole of .ci/run has 60 minutes.
+CI_EXTRA = slow and not gpu and not network
+
+# The main job of `make demo`.
+DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 3
+DEMO_EXPORT = --to onnx
+DEMO_BENCH = --batch 1,256 --budget 10
+DEMO_REPORT =
+DEMO_TABLE = report/efficiency.md
+
+# ---------------------------------------------------------------------------------------------
+PYTHON_VERSION := $(shell { $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } 2>/dev/null)
+PYTHONS = 3.11 3.12 3.13$(if $(filter v100,$(STACK)),, 3.14)
+PINS = constraints/$(if $(filter v100,$(STACK)),v100,default).txt
+SYSTEM = $(if $(filter system,$(TORCH)),--system-site-packages)
+PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check
+PACKAGES = zoo training export profiling
+
+# Another choice is another environment: setup starts anew where the stamp's name differs.
+DEPENDENCIES = $(VENV)/.dependencies-$(PYTHON_VERSION)-$(STACK)-$(TORCH)
+INSTALLED = $(VENV)/.installed
+SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*' 2>/dev/null | sort)
+
+# Tests see the installed package: no PYTHONPATH, and the working folder is not searched.
+RUN = env -u PYTHONPATH PYTHONSAFEPATH=1 "$(VENV)/bin/python" -m
+PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
+	-p no:benchmark -n $(WORKERS) --dist loadfile
+
+.PHONY: demo test test-all test-ci-extra check bench report setup clean FORCE
+.DELETE_ON_ERROR:
+
+demo: setup
+	@rm -rf demo && mkdir demo
+	@PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" && cd demo && set -x \
+	&& zoo-train $(DEMO_TRAIN) \
+	&& zoo-export $(DEMO_EXPORT) \
+	&& zoo-bench $(DEMO_BENCH) \
+	&& zoo-report $(DEMO_REPORT)
+	@echo && cat "demo/$(DEMO_TABLE)" && echo && echo "The report: demo/$(dir $(DEMO_TABLE))"
+
+test: setup
+	$(PYTEST) -m "not slow and not network" tests
+
+test-all: setup
+	ZOO_TEST_REPORT=bench_results/test-all.json $(PYTEST) -m "not network" tests
+
+test-ci-extra: setup
+	$(PYTEST) -m "$(CI_EXTRA)" tests
+
+check: $(DEPENDENCIES)
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+bench: setup
+	OMP_NUM_THREADS=1 $(RUN) pytest -p no:xdist tests/benchmarks
+
+report: setup
+	"$(VENV)/bin/zoo-report"
+
+setup: $(INSTALLED)
+
+clean: # leaves runs/ and the environment, which takes minutes to make
+	rm -rf build cifar_zoo.egg-info demo .mypy_cache .pytest_cache .ruff_cache .benchmarks
+
+# ---------------------------------------------------------------------------------------------
+# A choice that cannot work ends in one line before anything is changed.
+FOUND = $(if $(PYTHON_VERSION),$(PYTHON) is Python $(PYTHON_VERSION),$(PYTHON) was not found)
+WANTED = cifar-zoo $(if $(filter v100,$(STACK)),on the v100 stack )needs one of $(PYTHONS)
+CPU_INDEX = TORCH=cpu needs TORCH_CPU_INDEX=ADDRESS, the index of CPU wheels that PyTorch's install guide names
+
+$(DEPENDENCIES): pyproject.toml $(PINS)
+	$(if $(filter $(PYTHON_VERSION),$(PYTHONS)),,$(error $(FOUND), $(WANTED): name one with PYTHON=...))
+	$(if $(filter pinned system cpu,$(TORCH)),,$(error TORCH=$(TORCH) is unknown: use pinned, system or cpu))
+	$(if $(filter cpu gpu v100,$(STACK)),,$(error STACK=$(STACK) is unknown: use cpu, gpu or v100))
+	$(if $(filter-out cpu,$(TORCH))$(TORCH_CPU_INDEX),,$(error $(CPU_INDEX)))
+	@if ls "$(VENV)"/.dependencies-* >/dev/null 2>&1 && [ ! -e "$@" ]; then rm -rf "$(VENV)"; fi
+	@echo "Setting up $(VENV): Python $(PYTHON_VERSION), stack $(STACK), torch $(TORCH)" \
+		"(about 6 GB and some minutes the first time) ..."
+	@$(PIP) --version >/dev/null 2>&1 \
+	|| $(PYTHON) -m venv $(SYSTEM) "$(VENV)" >/dev/null 2>&1 \
+	|| { $(PYTHON) -m venv --without-pip $(SYSTEM) "$(VENV)" \
+	&& $(PYTHON) -m pip --python "$(VENV)/bin/python" install --quiet pip; }
+ifeq ($(TORCH),system)
+	@grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' $(PINS) >"$(VENV)/pins.txt"
+	@"$(VENV)/bin/python" -c 'import torch; print(f"torch=={torch.__version__}")' \
+		2>/dev/null >>"$(VENV)/pins.txt" \
+	|| { echo "make: TORCH=system: $(PYTHON) cannot import torch; leave TORCH out to have it installed" >&2; exit 1; }
+else
+	@cp $(PINS) "$(VENV)/pins.txt"
+endif
+	@$(PIP) install --quiet -c "$(VENV)/pins.txt" setuptools
+ifeq ($(TORCH),cpu)
+	@$(PIP) install --quiet -c "$(VENV)/pins.txt" --index-url "$(TORCH_CPU_INDEX)" torch torchvision
+endif
+	@rm -rf build
+	@$(PIP) install --quiet --no-build-isolation -c "$(VENV)/pins.txt" '.[$(STACK),dev]'
+	@touch "$@"
+
+# The list of files is a prerequisite too, so that a removed file leaves the environment.
+$(VENV)/.sources: FORCE $(DEPENDENCIES)
+	@echo '$(SOURCES)' | cmp -s - "$@" || echo '$(SOURCES)' >"$@"
+
+$(INSTALLED): $(VENV)/.sources $(SOURCES) cifar_zoo.py
+	@rm -rf build
+	@$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
+	@touch "$@"

@@ -1,0 +1,65 @@
+import json
+import os
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STARTED = time.time()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    reason = no_gpu() if on_gpu else None
+    if reason:
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def no_gpu() -> str | None:
+    from zoo.doctor import kernel_fault
+    from zoo.machine import torch_facts
+
+    facts = torch_facts()
+    if facts.gpu is None:
+        return "needs an NVIDIA GPU: torch finds none"
+    return kernel_fault(facts, facts.gpu)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Write the outcome of a whole run where ZOO_TEST_REPORT says (make test-all)."""
+    path = os.environ.get("ZOO_TEST_REPORT")
+    if not path:
+        return
+    from zoo.environment import capture
+
+    kinds = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+    outcome = {
+        "commit": commit(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "exit_status": int(exitstatus),
+        "counts": {kind: len(terminalreporter.stats.get(kind, ())) for kind in kinds},
+        "duration_s": round(time.time() - STARTED),
+        "environment": capture().to_json(),
+    }
+    Path(path).write_text(json.dumps(outcome, indent=1) + "\n")
+    terminalreporter.write_line(f"wrote {path}")
+
+
+def commit() -> str | None:
+    """Commit of the checkout that the tests lie in; "-dirty" where files differ from it."""
+    describe = (
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--exclude=*",
+        "--abbrev=40",
+    )
+    answer = subprocess.run(describe, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

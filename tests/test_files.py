@@ -1,0 +1,89 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.errors import CheckpointError, ZooError
+from zoo.files import atomic_file, read_json, sha256_file, write_atomic, write_json
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "deep" / "a.txt", "text")
+
+    assert (tmp_path / "deep" / "a.txt").read_text() == "text"
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_atomic(target, "old")
+
+    with pytest.raises(RuntimeError, match="boom"), atomic_file(target) as part:
+        part.write_text("half")
+        raise RuntimeError("boom")
+
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "model.aoti.pt2") as part:
+        assert part.name.endswith(".aoti.pt2")
+
+
+def test_new_files_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", b"")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; from zoo.files import write_atomic\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "try: write_atomic(Path(sys.argv[1]), b'x' * 101)\n"
+        "except OSError as error: print(error.strerror)"
+    )
+
+    answer = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "big")], capture_output=True, text=True
+    )
+
+    assert answer.stdout == "File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1, None]})
+
+    assert read_json(tmp_path / "a.json") == {"b": [1, None]}
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"b": float("nan")})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"b": ')
+
+    with pytest.raises(CheckpointError, match=r"a.json is not valid JSON .*: is it damaged\?"):
+        read_json(tmp_path / "a.json", CheckpointError)
+    with pytest.raises(ZooError, match="none.json does not exist"):
+        read_json(tmp_path / "none.json")
+
+
+def test_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+
+    digest = sha256_file(tmp_path / "a")
+
+    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

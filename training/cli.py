@@ -1,0 +1,165 @@
+"""The command zoo-train."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.recipe import Recipe, Runtime, with_epochs, with_settings
+from training.recipes import RECIPES, named_recipe
+from zoo.command import Parser, positive_int, run
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from training.loop import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What one call of zoo-train is to do."""
+
+    model: str
+    recipe: Recipe
+    runtime: Runtime
+    dataset: str
+    data_dir: Path | None
+    seed: int
+    runs: Path
+    resume: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-train`."""
+    args = build_parser().parse_args(argv)
+    return run("zoo-train", lambda: _train(args))
+
+
+def build_parser() -> Parser:
+    """All options of `zoo-train`."""
+    parser = Parser("zoo-train", "Train a model of the zoo; prints the folder of the run.")
+    parser.add_argument("model", nargs="?", help="name of the variant, such as resnet_20")
+    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (study unless resumed)")
+    parser.add_argument(
+        "--epochs", type=positive_int, help="instead of the recipe's; warm-up keeps its share"
+    )
+    parser.add_argument("--batch-size", type=positive_int, help="images a step, all processes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="one recipe field"
+    )
+    parser.add_argument(
+        "--full-train",
+        action="store_true",
+        help="train on all training images and keep the last epoch; else a tenth is held out "
+        "to choose the epoch",
+    )
+    parser.add_argument("--seed", type=int, help="of weights, order and augmentation (0)")
+    parser.add_argument(
+        "--dataset", help="cifar100, cifar100-mini (shipped), cifar10 or folder:PATH (cifar100)"
+    )
+    parser.add_argument("--data-dir", type=Path, help="where the data lies; else ZOO_DATA")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run")
+    return parser
+
+
+def make_job(args: argparse.Namespace) -> Job:
+    """Resolve the options to one value.
+
+    Raises:
+        ZooError: no model was named, or a recipe or one of its fields is unknown or out of range.
+    """
+    model, seed, dataset = args.model, args.seed, args.dataset
+    if args.resume is None:
+        if model is None:
+            raise ZooError("no model given: zoo-train MODEL, such as zoo-train resnet_20")
+        recipe = named_recipe(args.recipe or "study")
+    else:
+        from training.state import stored_recipe
+        from zoo.checkpoint import Checkpoint
+
+        meta = Checkpoint.open(args.resume).meta
+        recipe = named_recipe(args.recipe) if args.recipe else stored_recipe(args.resume)
+        model = model or meta.model
+        seed = meta.seed if seed is None else seed
+        dataset = dataset or meta.dataset.name
+    if args.epochs is not None:
+        recipe = with_epochs(recipe, args.epochs)
+    settings = dict(_setting(text) for text in args.set)
+    if args.batch_size is not None:
+        settings["batch_size"] = str(args.batch_size)
+    if args.full_train:
+        settings["full_train"] = "true"
+    return Job(
+        model=model,
+        recipe=with_settings(recipe, settings),
+        runtime=Runtime(device=args.device, compile=args.compile),
+        dataset=dataset or "cifar100",
+        data_dir=args.data_dir,
+        seed=seed or 0,
+        runs=args.runs,
+        resume=args.resume,
+    )
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
+    return name, value
+
+
+def _train(args: argparse.Namespace) -> None:
+    job = make_job(args)
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
+    from training.display import TrainingDisplay, TransferDisplay
+    from training.run import train
+    from zoo.data import load_dataset
+    from zoo.models import model_spec
+
+    model_spec(job.model)  # before any data is fetched
+    data = load_dataset(
+        job.dataset, data_dir=job.data_dir, on_progress=TransferDisplay() if speaks else None
+    )
+    if speaks:
+        print(
+            f"{job.model} on {data.name}, recipe {job.recipe.name}, {job.recipe.epochs} epochs, "
+            f"batch {job.recipe.batch_size}, seed {job.seed}",
+            file=sys.stderr,
+        )
+    with TrainingDisplay() as display:
+
+        def show(progress: "Progress") -> None:
+            if speaks:
+                display(progress)
+
+        done = train(
+            job.model,
+            job.recipe,
+            job.runtime,
+            data,
+            seed=job.seed,
+            runs=job.runs,
+            resume=job.resume,
+            on_progress=show,
+        )
+    if speaks:
+        meta = done.meta
+        chosen = f"epoch {meta.epoch}, the {_selection(meta.selection)}"
+        print(
+            f"test top-1 {meta.test_top1:.2%}, top-5 {meta.test_top5:.2%} ({chosen})",
+            file=sys.stderr,
+        )
+        print(done.path)
+
+
+def _selection(selection: str) -> str:
+    return "last of all training images" if selection == "last" else "best on held-out images"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

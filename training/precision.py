@@ -1,0 +1,47 @@
+"""The number format of the matrix products, by the chip."""
+
+import torch
+
+from training.recipe import Recipe
+from zoo.environment import cpu_flags, has_bf16_units
+from zoo.errors import ZooError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """Turn "auto" into a format and check one that was asked for.
+
+    bf16 from compute capability 8.0 and on CPUs with bf16 units, fp16 (with loss scaling) on older
+    GPUs from 7.0, fp32 elsewhere. The capability is tested, since `is_bf16_supported()` may say yes
+    to emulation.
+
+    Raises:
+        ZooError: the device has no units for the format that was asked for.
+    """
+    native = _native(device)
+    if wanted == "auto":
+        return native
+    if device.type == "cpu" and wanted == "fp16":
+        raise ZooError("precision fp16 needs a GPU: use --set precision=fp32 or bf16 on a CPU")
+    if device.type == "cuda" and wanted == "bf16" and native != "bf16":
+        raise ZooError(
+            f"precision bf16 needs compute capability 8.0 or later, this GPU has none: "
+            f"use --set precision={native}"
+        )
+    return wanted
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """The context in which the forward pass runs."""
+    dtype = DTYPES.get(recipe.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _native(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "bf16" if has_bf16_units(cpu_flags()) else "fp32"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return "bf16"
+    return "fp16" if capability >= (7, 0) else "fp32"

@@ -1,0 +1,269 @@
+"""A training run from start to finish, and its folder."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from training.curves import draw_curves
+from training.loop import EpochMetrics, OnProgress, Progress, Trainer
+from training.precision import resolve_precision
+from training.recipe import Recipe, Runtime
+from training.state import load_state, require_same_recipe, save_state
+from zoo.checkpoint import CURVES, META, METRICS, RECIPE, Checkpoint, DatasetInfo, RunMeta, save_run
+from zoo.data import Dataset
+from zoo.doctor import require_kernels
+from zoo.environment import capture, git_commit
+from zoo.errors import CheckpointError
+from zoo.files import write_atomic, write_json
+from zoo.models import create_model
+
+
+def train(
+    model: str,
+    recipe: Recipe,
+    runtime: Runtime,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    runs: Path | str = "runs",
+    resume: Path | str | None = None,
+    on_progress: OnProgress | None = None,
+) -> Checkpoint:
+    """Train a variant and return its run folder, complete with the accuracy on the test images.
+
+    The test images are used once, after the last epoch; without `recipe.full_train` the weights
+    kept are those of the epoch with the best accuracy on the held-out training images. An
+    interruption keeps the folder as the last complete epoch left it, for `resume`; before the end
+    of the first epoch it leaves none.
+
+    Raises:
+        ZooError: model, recipe and data do not fit each other, or the device cannot do what the
+            recipe asks for.
+        CheckpointError: `resume` is no run, is complete, or began with another model, seed,
+            recipe or data set.
+        MachineError: the loss became infinite or NaN.
+        OSError: the folder cannot be written.
+    """
+    report = on_progress or (lambda progress: None)
+    with _accelerator(runtime) as accelerator:
+        recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
+        torch.manual_seed(seed)
+        network = create_model(model, num_classes=data.num_classes)
+        trainer = Trainer(network, recipe, runtime, data, accelerator, seed=seed)
+        if resume is None:
+            folder = _Folder.create(Path(runs), model, trainer)
+        else:
+            folder = _Folder.reopen(Path(resume), model, trainer)
+        try:
+            return _run(folder, trainer, report)
+        finally:
+            folder.close()
+
+
+def _run(folder: "_Folder", trainer: Trainer, report: OnProgress) -> Checkpoint:
+    epochs, steps = trainer.recipe.epochs, trainer.steps
+    remaining = epochs - folder.done
+    predicted = trainer.predicted_seconds(remaining)
+    speed = remaining * steps * trainer.recipe.batch_size / predicted
+    start = Progress(
+        epoch=0, epochs=epochs, step=0, steps=steps, seconds_left=predicted, images_per_s=speed
+    )
+    report(start)
+    for epoch in range(folder.done + 1, epochs + 1):
+        metrics = trainer.epoch(epoch, report, predicted / remaining)
+        folder.keep(metrics)
+        spent = metrics.train_seconds + metrics.evaluation_seconds
+        report(
+            Progress(
+                epoch=epoch,
+                epochs=epochs,
+                step=steps,
+                steps=steps,
+                seconds_left=spent * (epochs - epoch),
+                images_per_s=metrics.images_per_s,
+                loss=metrics.train_loss,
+                metrics=metrics,
+            )
+        )
+    return folder.finish()
+
+
+@contextmanager
+def _accelerator(runtime: Runtime) -> Iterator[Accelerator]:
+    """The processes of this run, under its own random numbers; both are put back at the end."""
+    cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
+    if not cpu:
+        require_kernels("cuda")
+    devices = [] if cpu else list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        if not cpu:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
+            yield accelerator
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@dataclass
+class _Folder:
+    """The folder of a run under way; only the first process writes."""
+
+    path: Path
+    trainer: Trainer
+    meta: RunMeta
+    lines: list[EpochMetrics]
+
+    @classmethod
+    def create(cls, runs: Path, model: str, trainer: Trainer) -> "_Folder":
+        path = [_claim(runs, f"{model}-s{trainer.seed}") if trainer.rank == 0 else None]
+        if trainer.world > 1:
+            broadcast_object_list(path)
+        assert path[0] is not None
+        folder = cls(path[0], trainer, _first_meta(model, trainer), [])
+        if trainer.rank == 0:
+            write_json(folder.path / RECIPE, trainer.recipe.to_json())
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path, model: str, trainer: Trainer) -> "_Folder":
+        require_same_recipe(path, trainer.recipe)
+        meta = Checkpoint.open(path).meta
+        _require_same(path, meta, _first_meta(model, trainer))
+        state = load_state(path)
+        trainer.load_state(state["trainer"])
+        lines = [EpochMetrics(**line) for line in state["metrics"]]
+        return cls(path, trainer, meta, lines)
+
+    @property
+    def done(self) -> int:
+        """Complete epochs."""
+        return len(self.lines)
+
+    def keep(self, line: EpochMetrics) -> None:
+        """Store an epoch: weights where they are the best so far, facts, metrics, state."""
+        best = self.lines[self.meta.epoch - 1].val_top1 if self.lines else None
+        self.lines.append(line)
+        selected = best is None or line.val_top1 is None or line.val_top1 > best
+        self.meta = replace(
+            self.meta,
+            epochs_done=self.done,
+            train_seconds=sum(e.train_seconds + e.evaluation_seconds for e in self.lines),
+        )
+        if selected:
+            self.meta = replace(self.meta, epoch=line.epoch, val_top1=line.val_top1)
+        if self.trainer.rank != 0:
+            return
+        weights = self.trainer.selected.state_dict() if selected else None
+        self.meta = save_run(self.path, self.meta, weights).meta
+        self._write_metrics()
+        state = {"trainer": self.trainer.state(), "metrics": [asdict(e) for e in self.lines]}
+        save_state(self.path, state)
+
+    def finish(self) -> Checkpoint:
+        """Measure the selected weights on the test images, once, and complete the folder."""
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()
+        tensors = Checkpoint.open(self.path).state_dict()
+        trainer.selected.load_state_dict(tensors)
+        found = trainer.evaluate(trainer.data.test)
+        self.meta = replace(
+            self.meta,
+            weights_sha256=Checkpoint.open(self.path).meta.weights_sha256,
+            test_top1=found.top1,
+            test_top5=found.top5,
+            finished_at=_now(),
+        )
+        if trainer.rank == 0:
+            self._write_metrics()
+            save_run(self.path, self.meta)
+        trainer.accelerator.wait_for_everyone()
+        return Checkpoint(self.path, self.meta)
+
+    def close(self) -> None:
+        """Leave the curves of what was done; a folder without a complete epoch goes."""
+        if self.trainer.rank != 0:
+            return
+        if not self.lines:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
+
+    def _write_metrics(self) -> None:
+        text = "".join(json.dumps(asdict(line)) + "\n" for line in self.lines)
+        write_atomic(self.path / METRICS, text)
+
+
+def _claim(runs: Path, name: str) -> Path:
+    """Make a folder that nobody had before: NAME, NAME-2, NAME-3..."""
+    runs.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _first_meta(model: str, trainer: Trainer) -> RunMeta:
+    recipe, data = trainer.recipe, trainer.data
+    held_out = 0 if trainer.held_out is None else len(trainer.held_out.fine)
+    return RunMeta(
+        model=model,
+        seed=trainer.seed,
+        recipe_name=recipe.name,
+        recipe=recipe.to_json(),
+        dataset=DatasetInfo.of(data, val_images=held_out),
+        selection="last" if recipe.full_train else "validation",
+        epoch=0,
+        epochs_done=0,
+        val_top1=None,
+        test_top1=None,
+        test_top5=None,
+        train_seconds=0.0,
+        compiled=trainer.runtime.compile,
+        processes=trainer.world,
+        weights_sha256="",
+        environment=capture(str(trainer.device)).to_json(),
+        commit=git_commit(),
+        started_at=_now(),
+        finished_at=None,
+    )
+
+
+def _require_same(path: Path, stored: RunMeta, given: RunMeta) -> None:
+    pairs: dict[str, tuple[Any, Any]] = {
+        "model": (stored.model, given.model),
+        "seed": (stored.seed, given.seed),
+        "data set": (stored.dataset.name, given.dataset.name),
+        "data set digest": (stored.dataset.digest[:12], given.dataset.digest[:12]),
+    }
+    for what, (was, now) in pairs.items():
+        if was != now:
+            raise CheckpointError(
+                f"{path} began with {what} {was}, got {now}: resume without this option, "
+                "or start a new run without --resume"
+            )
+    if stored.finished_at is not None:
+        raise CheckpointError(
+            f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
+            "start a new run without --resume"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,213 @@
+"""A run folder: weights without pickles, and the facts that belong to them."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from zoo.errors import CheckpointError
+from zoo.files import read_json, sha256_file, write_atomic, write_json
+
+if TYPE_CHECKING:
+    from zoo.data import Dataset
+
+SCHEMA = 1
+META, WEIGHTS, RECIPE = "meta.json", "weights.safetensors", "recipe.json"
+METRICS, CURVES, STATE = "metrics.jsonl", "curves.png", "state"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """Which images a run saw, and what one needs to feed its model."""
+
+    name: str
+    digest: str  # of all images and labels, SHA-256
+    class_names: tuple[str, ...]
+    coarse_names: tuple[str, ...] | None
+    coarse_of_fine: tuple[int, ...] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    train_images: int
+    val_images: int
+    test_images: int
+
+    @classmethod
+    def of(cls, data: "Dataset", *, val_images: int) -> "DatasetInfo":
+        """Describe `data` with `val_images` of its training images held out."""
+        return cls(
+            name=data.name,
+            digest=data.digest,
+            class_names=data.class_names,
+            coarse_names=data.coarse_names,
+            coarse_of_fine=data.coarse_of_fine,
+            mean=data.mean,
+            std=data.std,
+            train_images=len(data.train.fine) - val_images,
+            val_images=val_images,
+            test_images=len(data.test.fine),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunMeta:
+    """What is known of a run; rewritten after every epoch."""
+
+    model: str
+    seed: int
+    recipe_name: str
+    recipe: Mapping[str, Any]  # resolved: no "auto" is left
+    dataset: DatasetInfo
+    selection: str  # "validation": the best epoch on held-out training images; "last": the last
+    epoch: int  # whose weights are stored, counted from 1
+    epochs_done: int
+    val_top1: float | None  # of the stored weights, in [0, 1]
+    test_top1: float | None  # measured once, at the end
+    test_top5: float | None
+    train_seconds: float
+    compiled: bool
+    processes: int
+    weights_sha256: str
+    environment: Mapping[str, Any]
+    commit: str | None
+    started_at: str  # ISO 8601, UTC
+    finished_at: str | None  # None: not complete
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run folder that holds usable weights."""
+
+    path: Path
+    meta: RunMeta
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Checkpoint":
+        """Read the facts of a run.
+
+        Raises:
+            CheckpointError: the folder is no run, or its meta.json cannot be read.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CheckpointError(f"there is no run {path}: train one with zoo-train MODEL")
+        if not (path / META).is_file():
+            raise CheckpointError(
+                f"{path} is not a run: it holds no {META}; train one with zoo-train MODEL"
+            )
+        return cls(path, _meta(path / META))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The stored tensors.
+
+        Raises:
+            CheckpointError: the weights are missing, truncated, or not those of meta.json.
+        """
+        file = self.path / WEIGHTS
+        if not file.is_file():
+            raise CheckpointError(f"{file} does not exist: no epoch of this run was completed")
+        try:
+            tensors = safetensors.torch.load_file(file)
+        except safetensors.SafetensorError as reason:
+            raise CheckpointError(
+                f"{file} is damaged ({reason}): train again, or copy the file again"
+            ) from None
+        found = sha256_file(file)
+        if found != self.meta.weights_sha256:
+            raise CheckpointError(
+                f"{file} has SHA-256 {found[:12]}..., but {META} promises "
+                f"{self.meta.weights_sha256[:12]}...: the file belongs to another run"
+            )
+        return tensors
+
+    def model(self) -> nn.Module:
+        """The network with its weights, in eval mode, on the CPU.
+
+        Raises:
+            CheckpointError: the weights are damaged or another model's.
+        """
+        from zoo.models import create_model
+
+        model = create_model(self.meta.model, num_classes=len(self.meta.dataset.class_names))
+        load_weights(model, self.state_dict(), source=self.path / WEIGHTS, name=self.meta.model)
+        return model.eval()
+
+
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, source: Path, name: str
+) -> None:
+    """Copy `tensors` into `model`.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    shapes = [key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape]
+    if missing or extra or shapes:
+        first = sorted([*missing, *extra, *shapes])[0]
+        raise CheckpointError(
+            f"{source} holds the weights of another model than {name}: {len(missing)} tensors are "
+            f"missing, {len(extra)} left over, {len(shapes)} of another shape (first: {first})"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def save_run(path: Path, meta: RunMeta, tensors: Mapping[str, Tensor] | None = None) -> Checkpoint:
+    """Write the weights, where given, and then the facts that point to them.
+
+    A reader between the two writes finds a digest that does not fit and says so; it never takes
+    new weights for old.
+    """
+    if tensors is not None:
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        data = safetensors.torch.save(plain)
+        write_atomic(path / WEIGHTS, data)
+        meta = replace(meta, weights_sha256=hashlib.sha256(data).hexdigest())
+    write_json(path / META, asdict(meta))
+    return Checkpoint(path, meta)
+
+
+def all_runs(runs: Path) -> list[Path]:
+    """Run folders below `runs`, by name."""
+    return sorted(file.parent for file in runs.glob(f"*/{META}"))
+
+
+def newest_run(runs: Path) -> Path:
+    """The complete run with the latest `finished_at`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    finished = {}
+    for path in all_runs(runs):
+        meta = Checkpoint.open(path).meta
+        if meta.finished_at is not None:
+            finished[meta.finished_at, path.name] = path
+    if not finished:
+        raise CheckpointError(f"no complete run in {runs}: train one with zoo-train MODEL")
+    return finished[max(finished)]
+
+
+def _meta(file: Path) -> RunMeta:
+    value = read_json(file, CheckpointError)
+    try:
+        if value["schema"] > SCHEMA:
+            raise CheckpointError(
+                f"{file} has schema {value['schema']}, this version reads up to {SCHEMA}: "
+                "update cifar-zoo"
+            )
+        dataset = value["dataset"]
+        listed: dict[str, Any] = {
+            field.name: tuple(item) if isinstance(item := dataset[field.name], list) else item
+            for field in fields(DatasetInfo)
+        }
+        known: dict[str, Any] = {field.name: value[field.name] for field in fields(RunMeta)}
+        return RunMeta(**known | {"dataset": DatasetInfo(**listed)})
+    except (KeyError, TypeError) as reason:
+        raise CheckpointError(f"{file} is not the meta.json of a run ({reason!r})") from None

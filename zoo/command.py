@@ -1,0 +1,118 @@
+"""The shell that all commands share: parsing, one-line errors, exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from zoo import __version__
+from zoo.errors import ZooError
+
+OUTPUT_CLOSED = 141  # the reader of our output went away, as a shell reports SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def __init__(self, prog: str, description: str, **options: Any) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+        self.add_argument("--version", action="version", version=f"cifar-zoo {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def positive_ints(text: str) -> tuple[int, ...]:
+    """Read '1,256' as (1, 256); duplicates are dropped.
+
+    Raises:
+        argparse.ArgumentTypeError: an item is not a whole number of 1 or more.
+    """
+    items = text.split(",")
+    if not all(item.strip().isdecimal() and int(item) > 0 for item in items):
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers of 1 or more with commas between, like 1,256; got {text!r}"
+        )
+    return tuple(dict.fromkeys(int(item) for item in items))
+
+
+def positive_int(text: str) -> int:
+    """Read one whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def positive_seconds(text: str) -> float:
+    """Read a number of seconds above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read 'onnx,trt' as ('onnx', 'trt'); duplicates are dropped."""
+    items = tuple(dict.fromkeys(item.strip() for item in text.split(",")))
+    if not all(items):
+        raise argparse.ArgumentTypeError(
+            f"expected names with commas between, like onnx,trt; got {text!r}"
+        )
+    return items
+
+
+def run(command: str, body: Callable[[], int | None]) -> int:
+    """Call `body` and turn what it raises into one line on stderr and an exit code.
+
+    Exit codes: 0 done, 1 a check or the machine failed, 2 the user's mistake, 130 SIGINT,
+    143 SIGTERM. Anything else that is raised is a bug and keeps its traceback.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = body()
+        sys.stdout.flush()
+        return code or 0
+    except ZooError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUTPUT_CLOSED
+    except OSError as error:
+        print(f"{command}: {describe(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print(f"{command}: terminated", file=sys.stderr)
+        return 143
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def describe(error: OSError) -> str:
+    """Say what failed on which file, in one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated

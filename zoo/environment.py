@@ -1,0 +1,151 @@
+"""A fingerprint of the machine: two times are compared only where it is equal."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# What a kernel library may choose its code by; other CPU flags do not matter here.
+ISA_FLAGS = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "bf16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """Device, driver and library versions under which something was measured or trained."""
+
+    device: str  # "cpu" or the GPU's name
+    device_count: int
+    compute_capability: str | None  # "7.0"; None on a CPU
+    driver: str | None
+    cpu: str
+    cpu_flags: tuple[str, ...]
+    cores: int  # that this process may use
+    threads: int  # of torch's intra-op pool
+    memory_gib: float
+    os: str
+    python: str
+    torch: str
+    cuda: str | None
+    cudnn: str | None
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that differ where any field does."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return asdict(self) | {"cpu_flags": list(self.cpu_flags)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Environment":
+        """Read what `to_json` wrote; unknown fields of later versions are dropped."""
+        known = {field.name for field in fields(cls)}
+        kept = {name: item for name, item in value.items() if name in known}
+        return cls(**kept | {"cpu_flags": tuple(kept["cpu_flags"])})
+
+
+def capture(device: str = "cpu") -> Environment:
+    """Describe this machine as seen by torch, for work on `device` ("cpu", "cuda", "cuda:1")."""
+    import torch
+
+    capability = driver = None
+    name, count = "cpu", 1
+    if device.startswith("cuda"):
+        name, count = torch.cuda.get_device_name(device), torch.cuda.device_count()
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        driver = _driver()
+    cpu, flags = _cpu()
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None  # type: ignore[no-untyped-call]
+    return Environment(
+        device=name,
+        device_count=count,
+        compute_capability=capability,
+        driver=driver,
+        cpu=cpu,
+        cpu_flags=flags,
+        cores=_cores(),
+        threads=torch.get_num_threads(),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        os=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda,
+        cudnn=None if cudnn is None else str(cudnn),
+    )
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, with "-dirty" where files differ from it.
+
+    None for an installed package.
+    """
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        describe = (
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--exclude=*",
+            "--abbrev=40",
+        )
+        answer = subprocess.run(describe, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def has_bf16_units(flags: tuple[str, ...]) -> bool:
+    """Whether a CPU with these flags multiplies bf16 in hardware."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def cpu_flags() -> tuple[str, ...]:
+    """The instruction sets of this CPU that matter for speed."""
+    return _cpu()[1]
+
+
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), ()
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    present = set((facts.get("flags") or facts.get("Features") or "").split())
+    return facts.get("model name", platform.machine()), tuple(f for f in ISA_FLAGS if f in present)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _driver() -> str | None:
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.splitlines()[0].strip() if answer.stdout.strip() else None

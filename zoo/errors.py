@@ -1,0 +1,59 @@
+"""Errors that a user meets: one line each, with the exit code of the command."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class ZooError(Exception):
+    """A user's mistake: what was given, what was expected, the next command."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class MachineError(ZooError):
+    """A check or the machine failed: input, output, memory, parity."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DataError(ZooError):
+    """A data set is unknown, missing, damaged or not what it claims to be."""
+
+
+class CheckpointError(ZooError):
+    """A folder is no run, or its weights are not those that its meta.json promises."""
+
+
+class ArtifactError(ZooError):
+    """A file is no artifact of ours, or not the one that its manifest describes."""
+
+
+class RecordError(ZooError):
+    """A measurement record cannot be read."""
+
+
+class UnknownModelError(ZooError):
+    """No variant has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no model named {name!r}: {nearest(name, known)}")
+
+
+class MissingPackageError(ZooError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, *, extra: str, needed_by: str) -> None:
+        super().__init__(
+            f"{needed_by} needs the package {package}, which is not installed: "
+            f"in a clone of cifar-zoo run pip install '.[{extra}]'"
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Name the closest of `known`, or all of them where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose one of {', '.join(names)}"

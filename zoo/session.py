@@ -1,0 +1,97 @@
+"""Running a model for inference: the protocol of all backends, and torch's own two."""
+
+import shutil
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoint import Checkpoint
+from zoo.errors import MachineError
+
+
+class InferenceSession(Protocol):
+    """What measures and evaluates a model, whatever runs it.
+
+    Shapes:
+        run: (B, 3, H, W) float32, normalised, on `device` -> (B, K) float32 logits on `device`.
+    """
+
+    backend: str  # "eager", "compile", "onnx"
+    precision: str  # "fp32"
+    runtime: str  # with its version: "torch 2.14.1"
+    device: str
+
+    def run(self, images: Tensor) -> Tensor:
+        """Logits of one batch; on a GPU the work may still be under way on return."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all work of this session is done."""
+        ...
+
+
+class EagerSession:
+    """torch, operation by operation, in channels-last memory format."""
+
+    backend = "eager"
+    precision = "fp32"
+
+    def __init__(self, model: nn.Module, *, device: str = "cpu") -> None:
+        self.device = device
+        self.runtime = f"torch {torch.__version__}"
+        self.model: nn.Module = model.eval().to(device).to(memory_format=torch.channels_last)
+
+    def run(self, images: Tensor) -> Tensor:
+        """Logits of one batch."""
+        with torch.inference_mode():
+            return self._forward(images.contiguous(memory_format=torch.channels_last))
+
+    def synchronize(self) -> None:
+        """Wait for the GPU, where there is one."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize(self.device)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits.float()
+
+
+class CompiledSession(EagerSession):
+    """torch.compile with static shapes: the first call at each batch size compiles."""
+
+    backend = "compile"
+
+    def __init__(self, model: nn.Module, *, device: str = "cpu") -> None:
+        super().__init__(model, device=device)
+        require_compiler(device)
+        self.model.compile(dynamic=False)
+
+
+def require_compiler(device: str) -> None:
+    """Check what torch.compile needs on `device`.
+
+    Raises:
+        MachineError: torch.compile on a CPU finds no C++ compiler.
+    """
+    if device.startswith("cuda"):
+        return
+    from torch._inductor import config
+
+    listed = config.cpp.cxx
+    candidates = listed if isinstance(listed, list | tuple) else (listed,)
+    if not any(shutil.which(name) for name in candidates if name):
+        raise MachineError(
+            "torch.compile on a CPU needs a C++ compiler and none was found: install g++ "
+            "(or point CXX at one), or go on without --compile"
+        )
+
+
+def open_eager(run: str, device: str) -> InferenceSession:
+    """Open a run folder for eager inference."""
+    return EagerSession(Checkpoint.open(run).model(), device=device)
+
+
+def open_compiled(run: str, device: str) -> InferenceSession:
+    """Open a run folder for compiled inference."""
+    return CompiledSession(Checkpoint.open(run).model(), device=device)
