@@ -1,0 +1,86 @@
+"""Compare what an artifact computes with what the model computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.errors import MachineError
+from zoo.session import InferenceSession
+
+IMAGES = 1000  # of the test split, or all where there are fewer
+FIRST_BATCHES = (1, 5)  # that no exporter picks by accident; the rest runs in batches of BATCH
+BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """Agreement of two sets of logits on the same images."""
+
+    images: int
+    max_abs_error: float  # of a logit; NaN where either side has a NaN or an infinity
+    mean_abs_error: float
+    top1_agreement: float  # share of images with the same first guess, in [0, 1]
+    worst_image: int  # row with the largest error, or the first without finite logits
+    tolerance: float  # the target's: a share of the largest reference logit
+    limit: float  # what max_abs_error was held against
+    passed: bool
+
+
+def compare(reference: Tensor, candidate: Tensor, *, tolerance: float) -> Parity:
+    """Hold `candidate` against `reference`.
+
+    The error passes up to `tolerance * max(1, largest absolute reference logit)`: float rounding
+    grows with the numbers it rounds, and an untrained network may have logits of any size. Where it
+    passes, every image whose two best reference logits lie further apart than twice that limit
+    keeps its class. NaN and infinity never pass, on either side.
+
+    Shapes:
+        (N, K), (N, K) -> scalars.
+
+    Raises:
+        MachineError: the shapes differ, or there is no image.
+    """
+    if reference.shape != candidate.shape or not reference.numel():
+        raise MachineError(
+            f"the artifact gave logits of shape {tuple(candidate.shape)} "
+            f"where the model gives {tuple(reference.shape)}"
+        )
+    expected, found = reference.double().cpu(), candidate.double().cpu()
+    errors = (expected - found).abs()  # (N, K)
+    same = expected.argmax(1) == found.argmax(1)
+    bad = ~errors.isfinite().all(1)  # (N,)
+    limit = tolerance * max(1.0, expected.abs().max().item())
+    largest = float("nan") if bad.any() else errors.max().item()
+    worst = bad.int() if bad.any() else errors.amax(1)
+    return Parity(
+        images=len(expected),
+        max_abs_error=largest,
+        mean_abs_error=errors.mean().item(),
+        top1_agreement=(same & ~bad).sum().item() / len(expected),
+        worst_image=int(worst.argmax()),
+        tolerance=tolerance,
+        limit=limit,
+        passed=largest <= limit,  # False for NaN
+    )
+
+
+def batched_logits(session: InferenceSession, images: Tensor) -> Tensor:
+    """Logits of a session, in batches of 1, of 5 and of 256, the last one as it comes.
+
+    Shapes:
+        (N, 3, H, W) normalised -> (N, K), on the CPU.
+    """
+    batches = torch.split(images, _sizes(len(images)))
+    parts = [session.run(batch.to(session.device)) for batch in batches]
+    session.synchronize()
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def _sizes(count: int) -> list[int]:
+    sizes: list[int] = []
+    wanted: Sequence[int] = (*FIRST_BATCHES, *[BATCH] * (count // BATCH + 1))
+    for size in wanted:
+        sizes.append(min(size, count - sum(sizes)))
+    return [size for size in sizes if size]

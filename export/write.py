@@ -1,0 +1,124 @@
+"""From a run to an artifact: write, check, compare, evaluate; only then keep the file."""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torch import Tensor
+
+from export.artifact import Artifact, artifact_path, manifest_path
+from export.parity import IMAGES, Parity, batched_logits, compare
+from export.target import ExportTarget
+from zoo import __version__
+from zoo.checkpoint import Checkpoint, DatasetInfo
+from zoo.data import Dataset
+from zoo.environment import capture
+from zoo.errors import DataError, MachineError
+from zoo.evaluate import evaluate, to_batch
+from zoo.files import atomic_file, sha256_file
+from zoo.session import EagerSession
+
+INPUT_LAYOUT = "NCHW float32 normalised"
+
+
+def write_artifact(
+    run: Checkpoint, target: ExportTarget, *, precision: str, data: Dataset, device: str
+) -> Artifact:
+    """Write a run's model as `target` and prove it on the test split.
+
+    The file and its manifest are complete under temporary names before either replaces an older
+    one, the manifest last.
+
+    Raises:
+        DataError: `data` is not what the run was trained on.
+        MachineError: the file does not compute what the model computes.
+    """
+    info = run.meta.dataset
+    check_dataset(run.path, info, data)
+    model = run.model()
+    images = to_batch(data.test.images[:IMAGES], info.mean, info.std)
+    reference = _reference(run, batched_logits(EagerSession(model), images))
+    path = artifact_path(run.path, target.name, precision, target.suffix)
+    with atomic_file(manifest_path(path)) as manifest, atomic_file(path) as part:
+        example = images[:2].contiguous()
+        target.export(model, example, part, precision=precision, metadata=_metadata(run, precision))
+        session = target.open(part, device=device)
+        parity = compare(
+            reference, batched_logits(session, images), tolerance=target.tolerance[precision]
+        )
+        if not parity.passed:
+            raise MachineError(f"{path}: {_failure(parity)}: it was not written")
+        artifact = Artifact(
+            path=path,
+            target=target.name,
+            precision=precision,
+            sha256=sha256_file(part),
+            size_bytes=part.stat().st_size,
+            model=run.meta.model,
+            source_weights_sha256=run.meta.weights_sha256,
+            recipe_sha256=_recipe_sha256(run),
+            dataset=info,
+            parity=parity,
+            accuracy=evaluate(
+                session, data.test.images, data.test.fine, mean=info.mean, std=info.std
+            ),
+            versions={"cifar-zoo": __version__, **target.versions()},
+            environment=capture(device).to_json(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        manifest.write_text(json.dumps(artifact.to_json(), indent=1, allow_nan=False) + "\n")
+    return artifact
+
+
+def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
+    """Refuse images that are not those that `source`, a run or an artifact, was made with.
+
+    Raises:
+        DataError: the digests differ.
+    """
+    if data.digest != expected.digest:
+        raise DataError(
+            f"{source} belongs to {expected.name} with digest {expected.digest[:12]}..., "
+            f"but {data.name} as found has {data.digest[:12]}...: point --data-dir at the same data"
+        )
+
+
+def _reference(run: Checkpoint, logits: Tensor) -> Tensor:
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        raise MachineError(
+            f"the weights of {run.path} are of no use: eager gives NaN or infinite logits for "
+            f"test image {int(bad.int().argmax())}; nothing was written"
+        )
+    return logits
+
+
+def _failure(parity: Parity) -> str:
+    return (
+        f"parity with eager failed: a logit of test image {parity.worst_image} is off by "
+        f"{parity.max_abs_error:.2g} where {parity.limit:.2g} is allowed, and "
+        f"{parity.top1_agreement:.1%} of {parity.images} images keep their class"
+    )
+
+
+def _metadata(run: Checkpoint, precision: str) -> dict[str, str]:
+    info = run.meta.dataset
+    return {
+        "model": run.meta.model,
+        "precision": precision,
+        "input_layout": INPUT_LAYOUT,
+        "mean": json.dumps(info.mean),
+        "std": json.dumps(info.std),
+        "class_names": json.dumps(info.class_names),
+        "dataset": info.name,
+        "dataset_sha256": info.digest,
+        "weights_sha256": run.meta.weights_sha256,
+        "recipe_sha256": _recipe_sha256(run),
+        "cifar_zoo_version": __version__,
+    }
+
+
+def _recipe_sha256(run: Checkpoint) -> str:
+    text = json.dumps(dict(run.meta.recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
