@@ -16,13 +16,18 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["a.txt"]
 
 
+def fail_half_way(target: Path) -> None:
+    with atomic_file(target) as part:
+        part.write_text("half")
+        raise RuntimeError("boom")
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_atomic(target, "old")
 
-    with pytest.raises(RuntimeError, match="boom"), atomic_file(target) as part:
-        part.write_text("half")
-        raise RuntimeError("boom")
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_half_way(target)
 
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
@@ -48,14 +53,14 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         "import resource, sys; from pathlib import Path; from zoo.files import write_atomic\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "try: write_atomic(Path(sys.argv[1]), b'x' * 101)\n"
-        "except OSError as error: print(error.strerror)"
+        "except OSError as error: print(error.filename, error.strerror)"
     )
 
     answer = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "big")], capture_output=True, text=True
     )
 
-    assert answer.stdout == "File too large\n"
+    assert answer.stdout == f"{tmp_path / 'big'} File too large\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from zoo.models import create_model
 
 
 def test_study_is_the_published_recipe() -> None:
-    assert STUDY == Recipe(
+    published = Recipe(
         name="study",
         epochs=300,
         batch_size=1024,
@@ -30,6 +30,8 @@ def test_study_is_the_published_recipe() -> None:
         full_train=False,
         precision="auto",
     )
+
+    assert published == STUDY
 
 
 def test_quick_is_one_cycle_of_15_epochs() -> None:

@@ -43,6 +43,10 @@ def trainer(recipe: Recipe, data: Dataset, *, seed: int = 0, **runtime: bool) ->
     return Trainer(model, recipe, on_cpu, data, Accelerator(cpu=True), seed=seed)
 
 
+def metrics(run: Checkpoint) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
 class Interrupt:
     """Ctrl-C at the end of an epoch, or before the first step."""
 
@@ -93,8 +97,7 @@ def test_the_stored_accuracy_is_that_of_the_stored_weights(few: Dataset, tmp_pat
     found = evaluate(session, few.test.images, few.test.fine, mean=few.mean, std=few.std)
 
     assert (found.top1, found.top5) == (done.meta.test_top1, done.meta.test_top5)
-    lines = [json.loads(line) for line in (done.path / "metrics.jsonl").open()]
-    best = max(lines, key=lambda line: line["val_top1"])
+    best = max(metrics(done), key=lambda line: line["val_top1"])
     assert (done.meta.epoch, done.meta.val_top1) == (best["epoch"], best["val_top1"])
 
 
@@ -144,7 +147,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(few: Dataset, tmp_path: Path)
     for key, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], tensor), key
     assert resumed.meta.test_top1 == whole.meta.test_top1
-    lines = [[json.loads(x) for x in (r.path / "metrics.jsonl").open()] for r in (whole, resumed)]
+    lines = [metrics(run) for run in (whole, resumed)]
     assert [x["train_loss"] for x in lines[0]] == [x["train_loss"] for x in lines[1]]
 
 
@@ -247,6 +250,10 @@ def test_predicting_the_time_changes_nothing(few: Dataset) -> None:
     assert losses[0] == losses[1]
 
 
+def flat(run: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in run.plain.parameters()])
+
+
 def weights(run: Trainer) -> list[torch.Tensor]:
     return list(run.plain.state_dict().values())
 
@@ -341,13 +348,18 @@ def test_a_gpu_is_never_replaced_silently(few: Dataset, tmp_path: Path) -> None:
 
 
 def test_compiled_training_agrees_with_eager(few: Dataset) -> None:
-    compiled, eager = trainer(SHORT, few, compile=True), trainer(SHORT, few)
+    compiled, eager, start = (
+        trainer(SHORT, few, compile=True),
+        trainer(SHORT, few),
+        trainer(SHORT, few),
+    )
 
-    pairs = zip(compiled.run_steps(1), eager.run_steps(1), strict=True)
-    differences = [abs(a.item() - b.item()) for (a, _), (b, _) in pairs]
+    losses = [next(run.run_steps(1))[0].item() for run in (compiled, eager)]
 
-    assert len(differences) == 6
-    assert max(differences) < 1e-2
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    # Rectifiers near zero turn rounding into 1% of the gradient in either; float64 says the same.
+    updates = [flat(run) - flat(start) for run in (compiled, eager)]
+    assert (updates[0] - updates[1]).norm() < 0.05 * updates[1].norm()
 
 
 def test_without_a_compiler_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,10 @@ class Trainer:
 
     def run_steps(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Take the steps of an epoch; yield loss and accuracy of each, still on the device."""
-        torch.manual_seed(augment.step_generator(self.seed, epoch, self.rank).initial_seed())
+        forward = augment.step_generator(
+            self.seed, epoch, -1 - self.rank
+        )  # no step has this number
+        torch.manual_seed(forward.initial_seed())
         self.network.train()
         for step, (images, labels) in enumerate(self._batches(epoch)):
             set_rate(self.optimizer, self.rate((epoch - 1) * self.steps + step))
@@ -252,13 +255,13 @@ class Trainer:
             rows = order[step * size : (step + 1) * size][mine].to(self.device, non_blocking=True)
             images = augment.apply(
                 self.policy,
-                self.images[rows],
+                self.images.index_select(0, rows),  # on a CPU 15x faster than self.images[rows]
                 drawn,
                 mean=self.data.mean,
                 std=self.data.std,
                 channels_last=self.runtime.channels_last,
             )
-            yield images, self.labels[rows]
+            yield images, self.labels.index_select(0, rows)
 
     def _forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self.recipe, self.device):

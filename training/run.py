@@ -153,23 +153,24 @@ class _Folder:
 
     def keep(self, line: EpochMetrics) -> None:
         """Store an epoch: weights where they are the best so far, facts, metrics, state."""
-        best = self.lines[self.meta.epoch - 1].val_top1 if self.lines else None
-        self.lines.append(line)
+        lines = [*self.lines, line]
+        best = self.meta.val_top1 if self.lines else None
         selected = best is None or line.val_top1 is None or line.val_top1 > best
-        self.meta = replace(
+        meta = replace(
             self.meta,
-            epochs_done=self.done,
-            train_seconds=sum(e.train_seconds + e.evaluation_seconds for e in self.lines),
+            epochs_done=len(lines),
+            train_seconds=sum(e.train_seconds + e.evaluation_seconds for e in lines),
         )
         if selected:
-            self.meta = replace(self.meta, epoch=line.epoch, val_top1=line.val_top1)
-        if self.trainer.rank != 0:
-            return
-        weights = self.trainer.selected.state_dict() if selected else None
-        self.meta = save_run(self.path, self.meta, weights).meta
-        self._write_metrics()
-        state = {"trainer": self.trainer.state(), "metrics": [asdict(e) for e in self.lines]}
-        save_state(self.path, state)
+            meta = replace(meta, epoch=line.epoch, val_top1=line.val_top1)
+        if self.trainer.rank == 0:
+            weights = self.trainer.selected.state_dict() if selected else None
+            meta = save_run(self.path, meta, weights).meta
+            metrics = [asdict(e) for e in lines]
+            text = "".join(json.dumps(e) + "\n" for e in metrics)
+            write_atomic(self.path / METRICS, text)
+            save_state(self.path, {"trainer": self.trainer.state(), "metrics": metrics})
+        self.meta, self.lines = meta, lines
 
     def finish(self) -> Checkpoint:
         """Measure the selected weights on the test images, once, and complete the folder."""
@@ -186,7 +187,6 @@ class _Folder:
             finished_at=_now(),
         )
         if trainer.rank == 0:
-            self._write_metrics()
             save_run(self.path, self.meta)
         trainer.accelerator.wait_for_everyone()
         return Checkpoint(self.path, self.meta)
@@ -199,10 +199,6 @@ class _Folder:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
-
-    def _write_metrics(self) -> None:
-        text = "".join(json.dumps(asdict(line)) + "\n" for line in self.lines)
-        write_atomic(self.path / METRICS, text)
 
 
 def _claim(runs: Path, name: str) -> Path:

@@ -14,6 +14,15 @@ from zoo.errors import ZooError
 OUTPUT_CLOSED = 141  # the reader of our output went away, as a shell reports SIGPIPE
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
@@ -21,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
             **options,
         )

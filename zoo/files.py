@@ -29,6 +29,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(part)
         part.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write does not tell which file
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

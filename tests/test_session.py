@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.evaluate import accuracy, evaluate, predict, to_batch
+from zoo.models import create_model
+from zoo.session import CompiledSession, EagerSession
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+
+class Recorder:
+    """Guesses the class that the first pixel's red value names; notes the batches it saw."""
+
+    backend, precision, runtime, device = "recorder", "fp32", "none", "cpu"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def run(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        red = ((images[:, 0, 0, 0] * STD[0] + MEAN[0]) * 255).round().long()
+        return nn.functional.one_hot(red, 10).float()
+
+    def synchronize(self) -> None:
+        pass
+
+
+def pictures(reds: list[int]) -> np.ndarray:
+    images = np.zeros((len(reds), 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0] = reds
+    return images
+
+
+def test_normalisation() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+
+    x = to_batch(images, MEAN, STD)
+
+    expected = ((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(x.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert x.dtype == torch.float32
+
+
+def test_each_image_counts_once_and_the_shape_stays() -> None:
+    session = Recorder()
+    labels = [0, 1, 2, 3, 4, 5, 6]
+
+    found = evaluate(
+        session, pictures([0, 1, 2, 3, 4, 5, 0]), np.array(labels), mean=MEAN, std=STD, batch=3
+    )
+
+    assert session.batches == [3, 3, 3]
+    assert (found.top1, found.images) == (6 / 7, 7)
+
+
+def test_logits_keep_the_order_of_the_images() -> None:
+    logits = predict(Recorder(), pictures([3, 1, 4, 1, 5]), mean=MEAN, std=STD, batch=2)
+
+    assert logits.argmax(1).tolist() == [3, 1, 4, 1, 5]
+
+
+def test_top5_by_hand() -> None:
+    logits = torch.tensor([[9.0, 8, 7, 6, 5, 4], [9.0, 8, 7, 6, 5, 4], [0.0, 1, 2, 3, 4, 5]])
+
+    found = accuracy(logits, np.array([4, 5, 5]))
+
+    assert (found.top1, found.top5) == (1 / 3, 2 / 3)
+
+
+def test_top5_of_three_classes_is_all() -> None:
+    assert accuracy(torch.eye(3), np.array([1, 2, 0])).top5 == 1.0
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_eager_equals_the_module(batch: int) -> None:
+    torch.manual_seed(0)
+    model = create_model("ecanet20_adaptive").eval()
+    images = torch.randn(batch, 3, 32, 32)
+    expected = model(images)
+
+    logits = EagerSession(model).run(images)
+
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert not logits.requires_grad
+
+
+def test_compiled_equals_eager() -> None:
+    torch.manual_seed(0)
+    model = create_model("resnet_20").eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = EagerSession(model).run(images)
+
+    session = CompiledSession(model)
+
+    torch.testing.assert_close(session.run(images), expected, rtol=1e-3, atol=1e-4)
+    assert session.backend == "compile"
