@@ -236,8 +236,11 @@ def _statistics(images: NDArray[np.uint8]) -> tuple[Channels, Channels]:
     levels = np.arange(256)
     pixels = images.size // 3
     means, deviations = [], []
-    for channel in counts:
-        total, squares = int(channel @ levels), int(channel @ levels**2)  # Python's: of any size
+    for histogram in counts:
+        total, squares = (
+            int(histogram @ levels),
+            int(histogram @ levels**2),
+        )  # Python's: of any size
         means.append(total / (255 * pixels))
         deviations.append(math.sqrt(pixels * squares - total**2) / (255 * pixels) or 1.0)
     return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])

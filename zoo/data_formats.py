@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ SPLITS = ("train", "test")
 LEVELS = ("fine", "coarse")
 NAMES_FILE = "class_names.json"
 IMAGE_SHAPE = (32, 32, 3)  # height, width, RGB
+_WRONG_COLUMNS = (LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +96,8 @@ def read_archive(path: Path, layout: Layout) -> Arrays:
                     stream = archive.extractfile(member)
                     assert stream is not None  # a regular file
                     tables[name] = unpickle(stream, f"{path} ({member.name})")
-    except (OSError, EOFError, tarfile.TarError, ValueError) as reason:
-        raise DataError(f"{path} is not a whole .tar.gz archive ({reason})") from None
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as reason:
+        raise DataError(f"{path} is not a whole .tar.gz archive ({_first_line(reason)})") from None
     missing = sorted(set(_members(layout)) - set(tables))
     if missing:
         raise DataError(f"{path} has no {layout.folder}/{missing[0]}")
@@ -125,11 +127,9 @@ def read_parquet(paths: Mapping[str, Path], layout: Layout) -> Arrays:
             arrays[f"{split}_images"] = np.array(images, dtype=np.uint8)
             for level_name, level in zip(LEVELS, labels, strict=False):
                 arrays[f"{split}_{level_name}"] = np.array(level, dtype=np.int64)
-        except (ArrowException, OSError, SyntaxError, KeyError, TypeError, ValueError) as reason:
-            message = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-            raise DataError(
-                f"{path} is not parquet with the columns {', '.join(columns)} ({message})"
-            ) from None
+        except (ArrowException, OSError, SyntaxError, *_WRONG_COLUMNS) as reason:
+            detail = f"{', '.join(columns)} ({_first_line(reason)})"
+            raise DataError(f"{path} is not parquet with the columns {detail}") from None
     return _checked(arrays, layout, lambda stem: f"{paths[stem.partition('_')[0]]} ({stem})")
 
 
@@ -143,8 +143,9 @@ def unpickle(stream: IO[bytes], place: str) -> dict[str, Any]:
     try:
         table = _ArrayUnpickler(stream, encoding="latin1").load()
     except Exception as reason:  # a damaged pickle can raise nearly anything
-        detail = str(reason) or type(reason).__name__
-        raise DataError(f"{place} is not a table of arrays in Python's pickle ({detail})") from None
+        raise DataError(
+            f"{place} is not a table of arrays in Python's pickle ({_first_line(reason)})"
+        ) from None
     if not isinstance(table, dict):
         raise DataError(f"{place} holds a {type(table).__name__} where a table was expected")
     return table
@@ -202,14 +203,12 @@ def _read_decoded(folder: Path, layout: Layout) -> Arrays:
 
 def _load_npy(path: Path) -> NDArray[Any]:
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing beside the other decoded arrays") from None
     except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as reason:
-        detail = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise DataError(f"{path} is not a whole .npy file ({detail})") from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path} is not a whole .npy file (it is an archive of several)")
+        raise DataError(f"{path} is not a whole .npy file ({_first_line(reason)})") from None
     return array
 
 
@@ -312,3 +311,7 @@ def _decode(image: bytes) -> NDArray[np.uint8]:
     if pixels.shape != IMAGE_SHAPE:
         raise ValueError(f"an image has shape {pixels.shape}")
     return pixels
+
+
+def _first_line(reason: Exception) -> str:
+    return (str(reason) or type(reason).__name__).splitlines()[0]

@@ -94,7 +94,11 @@ def _read_image(path: Path) -> Pixels:
         ) from None
     height, width = IMAGE_SHAPE[:2]
     if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        # Two steps: with a box for the square, resize would mix in pixels from outside it.
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 

@@ -166,17 +166,17 @@ class Data:
 def data_facts() -> Data:
     """Look for CIFAR-100 where `zoo.data` would."""
     from zoo import cifar100_mini
-    from zoo.data_formats import NAMES_FILE
-    from zoo.data_sources import _cache_root
+    from zoo.data_formats import holds
+    from zoo.data_sources import LAYOUTS, _cache_root, _is_complete
 
+    layout = LAYOUTS["cifar100"]
     variable = os.environ.get("ZOO_DATA")
     given = Path(variable).expanduser() if variable else None
-    marks = ("train_images.npy", "cifar-100-python/train", "train")  # decoded, official, inside it
-    cache = _cache_root() / "cifar100"
+    cache = _cache_root() / layout.name
     return Data(
         given=given,
-        given_has_cifar100=given is not None and any((given / mark).is_file() for mark in marks),
+        given_has_cifar100=given is not None and holds(given, layout),
         cache=cache,
-        cache_has_cifar100=(cache / NAMES_FILE).is_file(),
+        cache_has_cifar100=_is_complete(cache),
         has_embedded=(Path(cifar100_mini.__file__).parent / cifar100_mini.ARCHIVE).is_file(),
     )
