@@ -2,11 +2,13 @@
 # make test   every feature once, against the installed package (under 10 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4.
+# bench, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4,
+# TESTS=tests/test_doctor.py.
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+TESTS ?= tests
 
 # pinned: the torch of constraints/. system: the one that PYTHON already has.
 # cpu: from PyTorch's CPU wheel index, whose address TORCH_CPU_INDEX holds (untested).
@@ -21,11 +23,13 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 CI_EXTRA = slow and not gpu and not network
 
 # The main job of `make demo`.
-DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 3
+DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10
 DEMO_EXPORT = --to onnx
 DEMO_BENCH = --batch 1,256 --budget 10
-DEMO_REPORT =
-DEMO_TABLE = report/efficiency.md
+DEMO_REPORT = --out report
+
+# The committed report, from the committed records.
+REPORT = bench_results --out bench_results/report --readme bench_results/README.md
 
 # ---------------------------------------------------------------------------------------------
 PYTHON_VERSION := $(shell { $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } 2>/dev/null)
@@ -55,16 +59,16 @@ demo: setup
 	&& zoo-export $(DEMO_EXPORT) \
 	&& zoo-bench $(DEMO_BENCH) \
 	&& zoo-report $(DEMO_REPORT)
-	@echo && cat "demo/$(DEMO_TABLE)" && echo && echo "The report: demo/$(dir $(DEMO_TABLE))"
+	@echo && echo "The table above, the plot and the records: demo/report/index.html"
 
 test: setup
-	$(PYTEST) -m "not slow and not network" tests
+	$(PYTEST) -m "not slow and not network" $(TESTS)
 
 test-all: setup
-	ZOO_TEST_REPORT=bench_results/test-all.json $(PYTEST) -m "not network" tests
+	ZOO_TEST_REPORT=bench_results/test-all.json $(PYTEST) -m "not network" $(TESTS)
 
 test-ci-extra: setup
-	$(PYTEST) -m "$(CI_EXTRA)" tests
+	$(PYTEST) -m "$(CI_EXTRA)" $(TESTS)
 
 check: $(DEPENDENCIES)
 	$(RUN) ruff format --check .
@@ -75,7 +79,7 @@ bench: setup
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:xdist tests/benchmarks
 
 report: setup
-	"$(VENV)/bin/zoo-report"
+	"$(VENV)/bin/zoo-report" $(REPORT)
 
 setup: $(INSTALLED)
 
@@ -99,21 +103,20 @@ $(DEPENDENCIES): pyproject.toml $(PINS)
 	@$(PIP) --version >/dev/null 2>&1 \
 	|| $(PYTHON) -m venv $(SYSTEM) "$(VENV)" >/dev/null 2>&1 \
 	|| { $(PYTHON) -m venv --without-pip $(SYSTEM) "$(VENV)" \
-	&& $(PYTHON) -m pip --python "$(VENV)/bin/python" install --quiet pip; }
+	&& $(PYTHON) -m pip --python "$(VENV)/bin/python" install -qq pip; }
 ifeq ($(TORCH),system)
 	@grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' $(PINS) >"$(VENV)/pins.txt"
-	@"$(VENV)/bin/python" -c 'import torch; print(f"torch=={torch.__version__}")' \
-		2>/dev/null >>"$(VENV)/pins.txt" \
+	@"$(VENV)/bin/python" -c 'import torch; from importlib.metadata import version; \
+	print("torch==" + version("torch"))' 2>/dev/null >>"$(VENV)/pins.txt" \
 	|| { echo "make: TORCH=system: $(PYTHON) cannot import torch; leave TORCH out to have it installed" >&2; exit 1; }
 else
 	@cp $(PINS) "$(VENV)/pins.txt"
 endif
-	@$(PIP) install --quiet -c "$(VENV)/pins.txt" setuptools
+	@$(PIP) install -qq -c "$(VENV)/pins.txt" setuptools
 ifeq ($(TORCH),cpu)
-	@$(PIP) install --quiet -c "$(VENV)/pins.txt" --index-url "$(TORCH_CPU_INDEX)" torch torchvision
+	@$(PIP) install -qq -c "$(VENV)/pins.txt" --index-url "$(TORCH_CPU_INDEX)" torch torchvision
 endif
-	@rm -rf build
-	@$(PIP) install --quiet --no-build-isolation -c "$(VENV)/pins.txt" '.[$(STACK),dev]'
+	@$(PIP) install -qq --no-build-isolation -c "$(VENV)/pins.txt" '.[$(STACK),dev]'
 	@touch "$@"
 
 # The list of files is a prerequisite too, so that a removed file leaves the environment.
@@ -121,6 +124,7 @@ $(VENV)/.sources: FORCE $(DEPENDENCIES)
 	@echo '$(SOURCES)' | cmp -s - "$@" || echo '$(SOURCES)' >"$@"
 
 $(INSTALLED): $(VENV)/.sources $(SOURCES) cifar_zoo.py
-	@rm -rf build
-	@$(PIP) install --quiet --no-build-isolation --no-deps --force-reinstall .
+	@rm -rf build # whatever lies there goes into the wheel
+	@$(PIP) install -qq --no-build-isolation --no-deps --force-reinstall .
+	@rm -rf build cifar_zoo.egg-info
 	@touch "$@"

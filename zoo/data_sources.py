@@ -92,15 +92,15 @@ def find(
         folder = Path(variable).expanduser()
         if layout.name == "cifar100" or not folder.is_dir() or holds(folder, layout):
             return _from_folder(layout, folder, "ZOO_DATA", accept)
-    root = _cache_root()
+    root = cache_root()
     cache = root / layout.name
     try:
-        if not _is_complete(cache):
+        if not is_complete(cache):
             (root / "downloads").mkdir(parents=True, exist_ok=True)
             from zoo.download import one_at_a_time
 
             with one_at_a_time(root / "downloads" / f"{layout.name}.lock", on_progress):
-                if not _is_complete(cache):  # no other process was faster
+                if not is_complete(cache):  # no other process was faster
                     return _fetch(layout, root, accept, on_progress)
     except OSError as reason:
         raise MachineError(
@@ -154,7 +154,8 @@ def _fetch(layout: Layout, root: Path, accept: Accept[T], on_progress: Progress 
     return accepted
 
 
-def _is_complete(cache: Path) -> bool:
+def is_complete(cache: Path) -> bool:
+    """Whether a folder of the cache holds a whole data set."""
     return (cache / NAMES_FILE).exists()  # the last file that _store writes
 
 
@@ -168,7 +169,8 @@ def _store(arrays: Arrays, layout: Layout, cache: Path) -> None:
     write_json(cache / NAMES_FILE, {level: value for level, value in by_level if value})
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """The folder of all downloads: ZOO_CACHE, else cifar-zoo in the user's cache folder."""
     if chosen := os.environ.get("ZOO_CACHE"):
         return Path(chosen).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))

@@ -82,7 +82,7 @@ def require_kernels(device: str) -> None:
         raise MachineError(f"torch {torch.version} finds no GPU {device!r}: zoo-doctor says why")
     fault = kernel_fault(torch, torch.gpu)
     if fault:
-        raise MachineError(f"{fault}: in a clone of cifar-zoo run {install(stack_for(torch.gpu))}")
+        raise MachineError(f"{fault}: in a clone of cifar-zoo run {_remedy(torch.gpu)}")
 
 
 def kernel_fault(torch: Torch, gpu: Gpu) -> str | None:
@@ -102,6 +102,12 @@ def stack_for(gpu: Gpu | None) -> str:
 def install(extra: str) -> str:
     """The command that installs an extra, for a clone."""
     return f"pip install '.[{extra}]'"
+
+
+def _remedy(gpu: Gpu) -> str:
+    """Install the torch that has code for a GPU, or hide one that is too old for any."""
+    stack = stack_for(gpu)
+    return "export CUDA_VISIBLE_DEVICES=" if stack == "cpu" else install(stack)
 
 
 # ---- the checks, one line of the report each -------------------------------------------------
@@ -157,7 +163,7 @@ def check_gpu(torch: Torch | None, driver_gpu: Gpu | None) -> Check:
             name="gpu",
             status="problem" if fault else "ok",
             detail=fault or str(torch.gpu),
-            fix=install(stack_for(torch.gpu)) if fault else "",
+            fix=_remedy(torch.gpu) if fault else "",
             is_needed=True,  # a GPU that torch lists is the one that the commands choose
         )
     if torch.cuda is None:

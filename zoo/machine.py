@@ -167,16 +167,16 @@ def data_facts() -> Data:
     """Look for CIFAR-100 where `zoo.data` would."""
     from zoo import cifar100_mini
     from zoo.data_formats import holds
-    from zoo.data_sources import LAYOUTS, _cache_root, _is_complete
+    from zoo.data_sources import LAYOUTS, cache_root, is_complete
 
     layout = LAYOUTS["cifar100"]
     variable = os.environ.get("ZOO_DATA")
     given = Path(variable).expanduser() if variable else None
-    cache = _cache_root() / layout.name
+    cache = cache_root() / layout.name
     return Data(
         given=given,
         given_has_cifar100=given is not None and holds(given, layout),
         cache=cache,
-        cache_has_cifar100=_is_complete(cache),
+        cache_has_cifar100=is_complete(cache),
         has_embedded=(Path(cifar100_mini.__file__).parent / cifar100_mini.ARCHIVE).is_file(),
     )

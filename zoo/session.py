@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoint import Checkpoint
+from zoo.doctor import require_kernels
 from zoo.errors import MachineError
 
 
@@ -32,12 +33,17 @@ class InferenceSession(Protocol):
 
 
 class EagerSession:
-    """torch, operation by operation, in channels-last memory format."""
+    """torch, operation by operation, in channels-last memory format.
+
+    Raises:
+        MachineError: `device` is a GPU that torch cannot use.
+    """
 
     backend = "eager"
     precision = "fp32"
 
     def __init__(self, model: nn.Module, *, device: str = "cpu") -> None:
+        require_kernels(device)
         self.device = device
         self.runtime = f"torch {torch.__version__}"
         self.model: nn.Module = model.eval().to(device).to(memory_format=torch.channels_last)
