@@ -116,11 +116,9 @@ def _export(args: argparse.Namespace) -> int:
     for name in args.precision:
         check_precision(name)
 
-    from export.artifact import FOLDER
     from zoo.checkpoint import Checkpoint
 
     run = Checkpoint.open(_path(args))
-    folder = run.path / FOLDER
     _check_device(args.device)
     targets, codes = [], []
     for target in args.to:
@@ -128,7 +126,7 @@ def _export(args: argparse.Namespace) -> int:
             load_target(target)
             targets.append(target)
         except ZooError as error:
-            codes.append(_report(error, folder))
+            codes.append(_report(error))
     data = _dataset(run.meta.dataset.name, args) if targets else None
     for target, precision in itertools.product(targets, args.precision):
         assert data is not None
@@ -138,7 +136,7 @@ def _export(args: argparse.Namespace) -> int:
                 run, target=target, precision=precision, data=data, device=args.device
             )
         except (ZooError, OSError) as error:
-            codes.append(_report(error, folder))
+            codes.append(_report(error))
             continue
         _say(_summary(artifact))
         print(artifact.path, flush=True)
@@ -203,13 +201,12 @@ def _summary(artifact: "Artifact") -> str:
     )
 
 
-def _report(error: ZooError | OSError, folder: Path) -> int:
+def _report(error: ZooError | OSError) -> int:
     """Print one failure of several; return the exit code that it alone would give."""
     if isinstance(error, ZooError):
         _say(str(error))
         return error.exit_code
-    where = "" if error.filename else f"{folder}: "  # a full disk is reported without a name
-    _say(where + command.describe(error))
+    _say(command.describe(error))
     return 1
 
 

@@ -505,7 +505,7 @@ def test_full_disk_leaves_nothing(run: Path, capsys: pytest.CaptureFixture[str])
 
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == f"zoo-export: {run}/artifacts: File too large"
+    assert err.splitlines()[-1] == f"zoo-export: {run}/artifacts/onnx-fp32.onnx: File too large"
     assert files(run) == []
 
 

@@ -6,11 +6,30 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from training.cli import Job, build_parser, main, make_job
 from training.recipes import QUICK, STUDY
 from zoo.checkpoint import Checkpoint
+from zoo.data import load_dataset
+
+PICTURES = 12  # of each class
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The options that train on a small folder of real images."""
+    data = load_dataset("cifar100-mini")
+    root = tmp_path_factory.mktemp("pictures")
+    for label in range(5):
+        folder = root / data.class_names[label]
+        folder.mkdir()
+        for number, row in enumerate(np.flatnonzero(data.train.fine == label)[:PICTURES]):
+            Image.fromarray(data.train.images[row]).save(folder / f"{number}.png")
+    return ("--dataset", f"folder:{root}", "--device", "cpu", "--batch-size", "10")
+
 
 MINI = ("--dataset", "cifar100-mini", "--device", "cpu")
 
@@ -96,8 +115,6 @@ def test_usage_errors_exit_with_2(
 
 
 def test_a_truncated_data_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import numpy as np
-
     np.save(tmp_path / "train_images.npy", np.zeros((10, 32, 32, 3), np.uint8))
     whole = (tmp_path / "train_images.npy").read_bytes()
     (tmp_path / "train_images.npy").write_bytes(whole[:500])
@@ -122,13 +139,13 @@ def test_a_folder_that_cannot_be_written(
     assert last == f"zoo-train: {tmp_path / 'file' / 'runs'}: Not a directory"
 
 
-def test_a_full_disk_leaves_no_half_run(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_run(pictures: tuple[str, ...], tmp_path: Path) -> None:
     script = (
         "import resource, sys; from training.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    options = (*MINI, "--recipe", "smoke", "--epochs", "1", "--runs", str(tmp_path))
+    options = (*pictures, "--recipe", "smoke", "--epochs", "1", "--runs", str(tmp_path))
 
     answer = subprocess.run(
         [sys.executable, "-c", script, "resnet_20", *options], capture_output=True, text=True
@@ -143,11 +160,11 @@ def test_a_full_disk_leaves_no_half_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_the_last_complete_epoch(
-    number: signal.Signals, code: int, tmp_path: Path
+    number: signal.Signals, code: int, pictures: tuple[str, ...], tmp_path: Path
 ) -> None:
     command = [
-        *(sys.executable, "-m", "training.cli", "resnet_20", *MINI, "--recipe", "smoke"),
-        *("--epochs", "500", "--batch-size", "400", "--runs", str(tmp_path)),
+        *(sys.executable, "-m", "training.cli", "resnet_20", *pictures, "--recipe", "smoke"),
+        *("--epochs", "5000", "--runs", str(tmp_path)),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     state = tmp_path / "resnet_20-s0" / "state" / "last.pt"
@@ -165,9 +182,11 @@ def test_a_signal_keeps_the_last_complete_epoch(
     assert left.meta.finished_at is None
 
 
-def test_a_run_is_trained_and_resumed_by_the_command(tmp_path: Path) -> None:
+def test_a_run_is_trained_and_resumed_by_the_command(
+    pictures: tuple[str, ...], tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "training.cli"]
-    options = (*MINI, "--recipe", "smoke", "--epochs", "1", "--batch-size", "1000", "--compile")
+    options = (*pictures, "--recipe", "smoke", "--epochs", "1", "--compile")
     environment = os.environ | {"TORCHDYNAMO_DISABLE": "1"}  # compiling has its own test
 
     answer = subprocess.run(
@@ -181,15 +200,15 @@ def test_a_run_is_trained_and_resumed_by_the_command(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "runs/resnet_20-s0\n"
     shown = answer.stderr.splitlines()
-    assert shown[0].startswith("resnet_20 on cifar100-mini, recipe smoke, 1 epochs, batch 1000")
+    assert shown[0].startswith(f"resnet_20 on {pictures[1]}, recipe smoke, 1 epochs, batch 10,")
     assert shown[1].startswith("predicted: ")
     assert shown[2].startswith("epoch 1/1  ")
     assert shown[3].startswith("test top-1 ")
     meta = json.loads((tmp_path / "runs/resnet_20-s0/meta.json").read_text())
-    assert meta["dataset"]["name"] == "cifar100-mini"
+    assert meta["dataset"]["name"] == pictures[1]
 
     again = subprocess.run(
-        [*command, "--resume", "runs/resnet_20-s0", *MINI],
+        [*command, "--resume", "runs/resnet_20-s0"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
