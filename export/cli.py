@@ -19,7 +19,7 @@ from export import (
     load_target,
 )
 from zoo import command
-from zoo.errors import MachineError, ZooError
+from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -117,9 +117,10 @@ def _export(args: argparse.Namespace) -> int:
         check_precision(name)
 
     from zoo.checkpoint import Checkpoint
+    from zoo.doctor import require_kernels
 
     run = Checkpoint.open(_path(args))
-    _check_device(args.device)
+    require_kernels(args.device)
     targets, codes = [], []
     for target in args.to:
         try:
@@ -148,12 +149,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     from export.scores import evaluate_scores, table
     from export.write import check_dataset
     from zoo.checkpoint import Checkpoint
+    from zoo.doctor import require_kernels
     from zoo.session import open_eager
 
     path = _path(args)
     is_artifact = path.is_file() or path.suffix in ARTIFACT_SUFFIXES
     source = find_artifact(path) if is_artifact else Checkpoint.open(path).meta
-    _check_device(args.device)
+    require_kernels(args.device)
     session = (open_artifact if is_artifact else open_eager)(str(path), args.device)
     info = source.dataset
     data = _dataset(info.name, args)
@@ -182,13 +184,6 @@ def _dataset(name: str, args: argparse.Namespace) -> "Dataset":
     from zoo.data import load_dataset
 
     return load_dataset(name, data_dir=args.data_dir, on_progress=TransferDisplay())
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MachineError(f"--device {device}: torch finds no GPU here; use --device cpu")
 
 
 def _summary(artifact: "Artifact") -> str:

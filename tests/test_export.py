@@ -615,7 +615,7 @@ def test_gpu_that_is_not_there_is_named(
 
     assert main([str(run), "--device", "cuda:1"]) == 1
     assert capsys.readouterr().err == (
-        "zoo-export: --device cuda:1: torch finds no GPU here; use --device cpu\n"
+        f"zoo-export: torch {torch.__version__} finds no GPU 'cuda:1': zoo-doctor says why\n"
     )
 
 
