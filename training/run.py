@@ -79,8 +79,9 @@ def _run(folder: "_Folder", trainer: Trainer, report: OnProgress) -> Checkpoint:
         epoch=0, epochs=epochs, step=0, steps=steps, seconds_left=predicted, images_per_s=speed
     )
     report(start)
+    spent = predicted / remaining  # an epoch; the last one tells better than the probe
     for epoch in range(folder.done + 1, epochs + 1):
-        metrics = trainer.epoch(epoch, report, predicted / remaining)
+        metrics = trainer.epoch(epoch, report, spent)
         folder.keep(metrics)
         spent = metrics.train_seconds + metrics.evaluation_seconds
         report(

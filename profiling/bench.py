@@ -1,0 +1,216 @@
+"""Measure several backends side by side: one worker process each, in turns.
+
+Within a batch size every backend gets a short round in turn, and a reference kernel runs before
+each turn: what slows the machine down for a while hits all of them alike.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiling import samples
+from profiling.lane import RUNNING, Lane, Stored, Trial
+from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess, held_signals
+from profiling.record import OK, Measurement, now
+from profiling.subject import Progress, Subject
+from zoo.environment import Environment, git_commit
+from zoo.errors import MachineError
+
+if TYPE_CHECKING:
+    from zoo.data import Dataset
+
+
+def benchmark(
+    subjects: Sequence[Subject],
+    *,
+    batches: Sequence[int] = (1, 256),
+    budget_s: float = 10.0,
+    device: str = "cpu",
+    threads: int | None = None,
+    data: "Dataset | None" = None,
+    time_limit_s: float = 900.0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Measurement]:
+    """Measure each subject at each batch size, in turns; one record each, whatever happens.
+
+    A measurement ends when the 95% confidence interval of its median is within 2% of it, or when
+    `budget_s` is spent on warm-up and timing, with at least three calls. Opening a session and its
+    first call, which compiles, come on top. The images are those of `data`'s test split where the
+    subject was trained on it, otherwise random. `time_limit_s` is how long a session may take to
+    open, or for one call or one round, before it counts as hung.
+
+    All sessions are open at once: give one model's backends in one call, not a whole catalogue.
+
+    Raises:
+        ValueError: no batch size, or one below 1, or no budget.
+        MachineError: not even the reference kernel runs on `device`.
+    """
+    if not batches or min(batches) < 1 or not budget_s > 0:
+        raise ValueError(f"no benchmark with batches {tuple(batches)} and budget_s {budget_s}")
+    trials = [
+        [Trial(subject, batch, budget_s) for subject in subjects] for batch in sorted(set(batches))
+    ]
+    tell = _teller(trials, on_progress)
+    with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder, ExitStack() as stack:
+
+        def start() -> WorkerProcess:
+            with held_signals():
+                return stack.enter_context(WorkerProcess(threads=threads))
+
+        stored = _store(data, Path(folder)) if data is not None else None
+        reference = start()
+        lanes = [
+            Lane(
+                subject,
+                start,
+                device=device,
+                threads=threads,
+                limit_s=time_limit_s,
+                stored=stored if _is_trained_on(subject, data) else None,
+                tell=tell,
+            )
+            for subject in subjects
+        ]
+        try:
+            environment = _meet(reference, lanes, device, threads, time_limit_s)
+            for lane in lanes:
+                lane.open()
+            for same_batch in trials:
+                _measure(lanes, same_batch, reference, time_limit_s, tell)
+        except WorkerError as error:  # a lane keeps its own errors
+            raise MachineError(f"no benchmark on device {device!r}: {error}") from None
+        for lane in lanes:
+            lane.evaluate(max(batches))
+    commit = git_commit()
+    return [
+        _measurement(trial, lane, environment, commit)
+        for lane, of_subject in zip(lanes, zip(*trials, strict=True), strict=True)
+        for trial in of_subject
+    ]
+
+
+def _meet(
+    reference: WorkerProcess,
+    lanes: Sequence[Lane],
+    device: str,
+    threads: int | None,
+    limit_s: float,
+) -> Environment:
+    """Wait until every worker has loaded torch: that beside a measurement would disturb it."""
+    found = reference.ask("hello", limit_s=START_LIMIT_S, device=device, threads=threads)
+    reference.ask("reference", limit_s=limit_s)
+    for lane in lanes:
+        lane.meet()
+    return Environment.from_json(found)
+
+
+def _measure(
+    lanes: Sequence[Lane],
+    trials: Sequence[Trial],
+    reference: WorkerProcess,
+    limit_s: float,
+    tell: Callable[[Subject, int | None, str], None],
+) -> None:
+    """All subjects at one batch size: prepare each, then round-robin until none is left."""
+    pairs = list(zip(lanes, trials, strict=True))
+    for lane, trial in pairs:
+        lane.prepare(trial)
+        if trial.status != RUNNING:
+            tell(trial.subject, trial.batch, trial.status)
+    while pairs := [(lane, trial) for lane, trial in pairs if trial.status == RUNNING]:
+        reference_ms = reference.ask("reference", limit_s=limit_s)["ms"]
+        for lane, trial in pairs:
+            lane.round(trial, reference_ms)
+            stage = "timing" if trial.status == RUNNING else trial.status
+            tell(trial.subject, trial.batch, stage)
+
+
+def _teller(
+    trials: Sequence[Sequence[Trial]], on_progress: Callable[[Progress], None] | None
+) -> Callable[[Subject, int | None, str], None]:
+    """A function that reports a stage with what the trials hold by then."""
+    every = [trial for same_batch in trials for trial in same_batch]
+
+    def tell(subject: Subject, batch: int | None, stage: str) -> None:
+        if on_progress is None:
+            return
+        current = (t for t in every if t.subject is subject and t.batch == batch)
+        trial = next(current, None)
+        taken = trial.samples_ms if trial else []
+        on_progress(
+            Progress(
+                subject=subject,
+                batch=batch,
+                stage=stage,
+                share=statistics.fmean(trial.share for trial in every),
+                calls=len(taken),
+                p50_ms=statistics.median(taken) if taken else None,
+                half_width=samples.relative_half_width(taken),
+                reason=trial.reason if trial else None,
+            )
+        )
+
+    return tell
+
+
+def _measurement(
+    trial: Trial, lane: Lane, environment: Environment, commit: str | None
+) -> Measurement:
+    subject = trial.subject
+    known: dict[str, Any] = {
+        "top1": subject.top1,
+        "top5": subject.top5,
+        "images": subject.accuracy_images,
+    }
+    accuracy = known if lane.accuracy is None else lane.accuracy
+    return Measurement(
+        status=trial.status,
+        reason=trial.reason,
+        model=subject.model,
+        backend=subject.backend,
+        runtime=trial.runtime,
+        precision=trial.precision or subject.precision,
+        batch=trial.batch,
+        input="random" if lane.stored is None else "test images",
+        params=subject.params,
+        macs=subject.macs,
+        file_bytes=subject.file_bytes,
+        artifact_sha256=subject.artifact_sha256,
+        top1=accuracy["top1"],
+        top5=accuracy["top5"],
+        accuracy_images=accuracy["images"],
+        source=subject.source,
+        load_s=trial.load_s,
+        first_call_ms=trial.first_call_ms,
+        warmup_calls=trial.warmup_calls,
+        is_stationary=trial.is_stationary,
+        samples_ms=tuple(trial.samples_ms),
+        round_calls=tuple(trial.round_calls),
+        round_reference_ms=tuple(trial.round_reference_ms),
+        budget_s=trial.budget_s,
+        budget_exhausted=trial.status == OK and not samples.is_known(trial.samples_ms),
+        peak_memory_mib=trial.peak_memory_mib,
+        memory_method=trial.memory_method,
+        environment=environment,
+        commit=commit,
+        created_at=now(),
+    )
+
+
+def _is_trained_on(subject: Subject, data: "Dataset | None") -> bool:
+    if data is None or subject.source is None:
+        return False
+    return subject.source.dataset_digest == data.digest
+
+
+def _store(data: "Dataset", folder: Path) -> Stored:
+    """Write the test split where the workers find it."""
+    import numpy as np
+
+    stored = {"images": str(folder / "images.npy"), "labels": str(folder / "labels.npy")}
+    np.save(stored["images"], data.test.images)
+    np.save(stored["labels"], data.test.fine)
+    return stored | {"mean": list(data.mean), "std": list(data.std)}

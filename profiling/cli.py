@@ -1,0 +1,317 @@
+"""The commands `zoo-bench` and `zoo-report`."""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo import command
+from zoo.errors import MachineError, ZooError
+
+if TYPE_CHECKING:
+    from profiling.record import Measurement
+    from profiling.subject import Subject
+    from zoo.data import Dataset
+
+RUNS, RESULTS = Path("runs"), Path("bench_results")
+TORCH_BACKENDS = ("eager", "compile")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-bench`."""
+    args = bench_parser().parse_args(argv)
+    return command.run("zoo-bench", lambda: _bench(args))
+
+
+def main_report(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-report`."""
+    args = report_parser().parse_args(argv)
+    return command.run("zoo-report", lambda: _report(args))
+
+
+def bench_parser() -> command.Parser:
+    """All options of `zoo-bench`."""
+    parser = command.Parser(
+        "zoo-bench",
+        "Measure a run on torch and on every artifact that was exported from it, side by side, or "
+        "an ONNX file of any origin; writes one JSON record for each backend and batch size.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="run folder or .onnx file; without one, the newest complete run",
+    )
+    parser.add_argument(
+        "--batch",
+        type=command.positive_ints,
+        default="1,256",
+        metavar="SIZES",
+        help="images in one call, with commas between",
+    )
+    parser.add_argument(
+        "--budget",
+        type=command.positive_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for each measurement, warm-up included; opening and the first call come on top",
+    )
+    parser.add_argument(
+        "--backend",
+        type=command.names,
+        metavar="NAMES",
+        help="only these, with commas between, such as eager,compile,onnx; without it, all",
+    )
+    parser.add_argument(
+        "--device", type=_device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
+    )
+    parser.add_argument(
+        "--threads",
+        type=command.positive_int,
+        metavar="N",
+        help="of each backend on the CPU; without it, what torch chooses",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"write to DIR/records/ in place of the run's own folder ({RESULTS} for a file)",
+    )
+    parser.add_argument("--all", action="store_true", help="measure every run below --runs")
+    parser.add_argument(
+        "--runs", type=Path, default=RUNS, metavar="DIR", help="where runs are sought"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the run's data set lies; else ZOO_DATA"
+    )
+    return parser
+
+
+def report_parser() -> command.Parser:
+    """All options of `zoo-report`."""
+    parser = command.Parser(
+        "zoo-report",
+        "Turn the records of zoo-bench into a table (Markdown, CSV), a Pareto plot (PNG, SVG) and "
+        "one static page.",
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where records are sought; without one, {RUNS} and {RESULTS}",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="where the report goes"
+    )
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="write the tables to this Markdown file too"
+    )
+    return parser
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from profiling.record import FAILED, OK
+
+    known = _known_backends()
+    for name in args.backend or ():
+        if name not in known:
+            from zoo.errors import nearest
+
+            raise ZooError(f"no backend named {name!r}: {nearest(name, known)}")
+    _check_device(args.device)
+    subjects = [(path, _subjects(path, args)) for path in _paths(args)]  # mistakes before minutes
+    for path, _ in subjects:
+        _check_writable(_out(path, args))
+    code = 0
+    for path, chosen in subjects:
+        records = _measure(chosen, args)
+        _print(records)
+        written = {record.write(_out(path, args)).parent for record in records}
+        for folder in sorted(written):
+            _say(f"wrote {len(records)} records to {folder}")
+        # What is missing but was not asked for is a fact of this machine, not a failure.
+        bad = {FAILED} if args.backend is None else {record.status for record in records} - {OK}
+        code = max(code, int(any(record.status in bad for record in records)))
+    return code
+
+
+def _known_backends() -> tuple[str, ...]:
+    from export import TARGETS
+
+    return (*TORCH_BACKENDS, *TARGETS)
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise MachineError(f"--device {device}: torch finds no GPU here; use --device cpu")
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before minutes of measuring rather than after; OSError ends in one line."""
+    from profiling.record import RECORDS
+
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder / RECORDS):
+        pass
+
+
+def _paths(args: argparse.Namespace) -> list[Path]:
+    from zoo.checkpoint import Checkpoint, all_runs, newest_run
+
+    if args.paths:
+        return list(dict.fromkeys(args.paths))
+    newest = newest_run(args.runs)  # of complete runs; there is one, or this says so
+    if not args.all:
+        return [newest]
+    runs = all_runs(args.runs)
+    return [run for run in runs if Checkpoint.open(run).meta.finished_at is not None]
+
+
+def _out(path: Path, args: argparse.Namespace) -> Path:
+    """Where the records of a subject go: --out, its run, or the folder of results."""
+    out: Path | None = args.out
+    return out or _run_of(path) or RESULTS
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run that a path is, or that holds it as an artifact."""
+    from zoo.checkpoint import META
+
+    if path.is_dir():
+        return path
+    from export.artifact import FOLDER, manifest_path
+
+    run = path.parent.parent
+    is_artifact = path.parent.name == FOLDER and manifest_path(path).is_file()
+    return run if is_artifact and (run / META).is_file() else None
+
+
+def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
+    from profiling.runs import onnx_subject
+
+    run = _run_of(path)
+    if run is None and (path.is_file() or path.suffix == ".onnx"):
+        subjects = [onnx_subject(path, opener="export.artifact:open_foreign")]
+    else:
+        subjects = _run_subjects(run or path, args.device)
+        if path.is_file():
+            subjects = [subject for subject in subjects if Path(subject.path) == path]
+    chosen = [s for s in subjects if args.backend is None or s.backend in args.backend]
+    for name in args.backend or ():
+        if not any(subject.backend == name for subject in chosen):
+            raise ZooError(
+                f"{path} has nothing for --backend {name}: export the run with "
+                f"zoo-export --to {name}"
+                if run is not None and path.is_dir()
+                else f"{path} does not run on --backend {name}: leave it out"
+            )
+    return chosen
+
+
+def _run_subjects(run: Path, device: str) -> list["Subject"]:
+    """Eager, compile and every artifact of a run."""
+    from export.artifact import find_artifacts
+    from profiling.runs import run_subjects
+
+    eager, *others = run_subjects(run, device=device)
+    artifacts = [
+        replace(
+            eager,
+            backend=artifact.target,
+            precision=artifact.precision,
+            opener="export.artifact:open_artifact",
+            path=str(artifact.path),
+            artifact_sha256=artifact.sha256,
+            file_bytes=artifact.size_bytes,
+            top1=artifact.accuracy.top1,
+            top5=artifact.accuracy.top5,
+            accuracy_images=artifact.accuracy.images,
+            is_unevaluated=False,
+        )
+        for artifact in find_artifacts(run)
+    ]
+    return [eager, *others, *artifacts]
+
+
+def _measure(subjects: Sequence["Subject"], args: argparse.Namespace) -> list["Measurement"]:
+    from profiling.bench import benchmark
+    from profiling.display import BenchDisplay
+
+    data = _data(subjects, args.data_dir)
+    with BenchDisplay() as display:
+        return benchmark(
+            subjects,
+            batches=args.batch,
+            budget_s=args.budget,
+            device=args.device,
+            threads=args.threads,
+            data=data,
+            on_progress=display,
+        )
+
+
+def _data(subjects: Sequence["Subject"], data_dir: Path | None) -> "Dataset | None":
+    """The data set that the subjects were trained on; None, with a note, where it is not here."""
+    source = subjects[0].source
+    if source is None:
+        return None
+    from training.display import TransferDisplay
+    from zoo.data import load_dataset
+    from zoo.errors import DataError
+
+    without = "times are taken with random images, and what has no accuracy yet gets none"
+    try:
+        data = load_dataset(source.dataset, data_dir=data_dir, on_progress=TransferDisplay())
+    except DataError as error:
+        _say(f"{error}; {without}")
+        return None
+    if data.digest != source.dataset_digest:
+        _say(f"{data.name} is not what {source.run} was trained on (other digest): {without}")
+        return None
+    return data
+
+
+def _print(records: Sequence["Measurement"]) -> None:
+    from profiling.display import heading, results
+
+    print(heading(records[0]))
+    print(results(records), flush=True)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from profiling.record import read_records
+
+    folders = args.folders or [folder for folder in (RUNS, RESULTS) if folder.is_dir()]
+    records = read_records(*folders)
+    if not records:
+        sought = " and ".join(map(str, folders or (RUNS, RESULTS)))
+        raise ZooError(f"no records in {sought}: measure a run with zoo-bench")
+    from profiling.report import write_report
+
+    report = write_report(records, args.out, readme=args.readme)
+    print(report.markdown)
+    print(report.page)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"zoo-bench: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""One subject and its worker through a benchmark; whatever breaks ends in a reason."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from profiling import samples
+from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
+from profiling.record import FAILED, OK, SKIPPED
+from profiling.subject import Subject
+
+ROUNDS = 8  # into which a budget is cut
+LEAST_ROUNDS = 4  # before a measurement may end: a median of one moment says little
+LEAST_CALLS = 3
+WARM_UP_SHARE = 0.2  # of the budget, at most
+SETTLE_SHARE = 0.1  # a call shorter than this share of a round may go uncounted at its start
+RUNNING = "running"  # the status of a trial that has not ended
+
+
+@dataclass
+class Trial:
+    """One subject at one batch size, while it is measured."""
+
+    subject: Subject
+    batch: int
+    budget_s: float
+    status: str = RUNNING
+    reason: str | None = None
+    load_s: float | None = None
+    runtime: str | None = None
+    precision: str | None = None
+    first_call_ms: float | None = None
+    warmup_calls: int = 0
+    is_stationary: bool | None = None
+    call_ms: float = 0.0  # median of the last round or warm-up window
+    spent_s: float = 0.0  # of the budget
+    samples_ms: list[float] = field(default_factory=list)
+    round_calls: list[int] = field(default_factory=list)
+    round_reference_ms: list[float] = field(default_factory=list)
+    peak_memory_mib: float | None = None
+    memory_method: str | None = None
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the median is known, or the budget is spent."""
+        if len(self.samples_ms) < LEAST_CALLS:
+            return False
+        if self.spent_s >= self.budget_s:
+            return True
+        return len(self.round_calls) >= LEAST_ROUNDS and samples.is_known(self.samples_ms)
+
+    @property
+    def share(self) -> float:
+        """How much of it is done."""
+        return min(1.0, self.spent_s / self.budget_s) if self.status == RUNNING else 1.0
+
+    def end(self, status: str, reason: str) -> None:
+        """Keep the status and the reason, and drop every number."""
+        self.__dict__.update(
+            Trial(self.subject, self.batch, self.budget_s, status, reason).__dict__
+        )
+
+
+Stored = dict[str, Any]  # where a worker finds the test split; see bench._store
+Tell = Callable[[Subject, int | None, str], None]  # (subject, batch, stage)
+
+
+class Lane:
+    """The worker of one subject, from its opening to its accuracy."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        start: Callable[[], WorkerProcess],
+        *,
+        device: str,
+        threads: int | None,
+        limit_s: float,
+        stored: Stored | None,
+        tell: Tell,
+    ) -> None:
+        self.subject = subject
+        self.stored = stored
+        self.accuracy: dict[str, Any] | None = None
+        self._start = start
+        self._greeting = {"device": device, "threads": threads}
+        self._limit_s = limit_s
+        self._tell = tell
+        self._opened: dict[str, Any] | None = None  # the answer of the open session
+        self._closed: tuple[str, str] | None = None  # status and reason: never to be opened
+        self._worker: WorkerProcess | None = None
+        if subject.unavailable is None:
+            self._worker = start()
+        else:
+            self._closed = SKIPPED, subject.unavailable
+
+    def meet(self) -> None:
+        """Wait until the worker has loaded torch."""
+        if self._closed is None:
+            try:
+                self._worker_at_work().ask("hello", limit_s=START_LIMIT_S, **self._greeting)
+            except WorkerError as error:
+                self._closed = FAILED, str(error)
+
+    def open(self) -> None:
+        """Open the session."""
+        if self._closed is None:
+            self._tell(self.subject, None, "opening")
+            try:
+                self._opened = self._ask("open", opener=self.subject.opener, path=self.subject.path)
+            except WorkerError as error:
+                self._closed = SKIPPED if error.is_missing else FAILED, str(error)
+
+    def prepare(self, trial: Trial) -> None:
+        """First call, check of the answer, warm-up."""
+        self._revive()
+        if self._closed is not None:
+            trial.end(*self._closed)
+            return
+        try:
+            self._first_call(trial)
+            if trial.status == RUNNING:
+                self._warm_up(trial)
+        except WorkerError as error:
+            trial.end(FAILED, str(error))
+
+    def round(self, trial: Trial, reference_ms: float) -> None:
+        """Time calls for a part of the budget; take the peak memory when that was the last part."""
+        left_s = max(0.0, trial.budget_s - trial.spent_s)
+        seconds = min(trial.budget_s / ROUNDS, left_s)
+        try:
+            taken = self._ask(
+                "time",
+                seconds=seconds,
+                least=1 if seconds < left_s else max(1, LEAST_CALLS - len(trial.samples_ms)),
+                settle=1e-3 * trial.call_ms < SETTLE_SHARE * seconds,
+            )["samples_ms"]
+            trial.samples_ms += taken
+            trial.round_calls.append(len(taken))
+            trial.round_reference_ms.append(reference_ms)
+            trial.call_ms = statistics.median(taken)
+            trial.spent_s += max(seconds, 1e-3 * sum(taken))
+            if trial.is_enough:
+                peak = self._ask("peak_memory")
+                trial.peak_memory_mib, trial.memory_method = peak["mib"], peak["method"]
+                trial.status = OK
+        except WorkerError as error:
+            trial.end(FAILED, str(error))
+
+    def evaluate(self, batch: int) -> None:
+        """Measure an accuracy that nobody knows yet; where that fails it stays unknown."""
+        is_open = self._worker is not None and self._worker.is_alive and self._opened is not None
+        if self.subject.is_unevaluated and self.stored is not None and is_open:
+            self._tell(self.subject, None, "evaluating")
+            try:
+                self.accuracy = self._ask("evaluate", stored=self.stored, batch=batch)
+            except WorkerError as error:
+                self._tell(self.subject, None, f"no accuracy: {error}")
+
+    def _revive(self) -> None:
+        """Open the session again where its worker died at an earlier batch size."""
+        if self._closed is None and self._worker is not None and not self._worker.is_alive:
+            self._worker = self._start()
+            self.meet()
+            self.open()
+
+    def _first_call(self, trial: Trial) -> None:
+        assert self._opened is not None
+        self._tell(self.subject, trial.batch, "first call")
+        first = self._ask(
+            "first_call",
+            batch=trial.batch,
+            image_shape=self.subject.image_shape,
+            stored=self.stored,
+        )
+        reason = complaint(first, trial)
+        if reason is not None:
+            trial.end(FAILED, reason)
+            return
+        trial.first_call_ms = first["ms"]
+        trial.load_s = self._opened["load_s"]
+        trial.runtime = self._opened["runtime"]
+        trial.precision = self._opened["precision"]
+
+    def _warm_up(self, trial: Trial) -> None:
+        self._tell(self.subject, trial.batch, "warming up")
+        warm = self._ask("warm_up", seconds=WARM_UP_SHARE * trial.budget_s)
+        trial.warmup_calls, trial.is_stationary = warm["calls"], warm["is_stationary"]
+        trial.call_ms, trial.spent_s = warm["call_ms"], warm["seconds"]
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return self._worker_at_work().ask(do, limit_s=self._limit_s, **arguments)
+        except WorkerError as error:
+            if error.is_hung:  # once is long enough
+                self._closed = FAILED, str(error)
+            raise
+
+    def _worker_at_work(self) -> WorkerProcess:
+        assert self._worker is not None  # only a lane that is closed from the start has none
+        return self._worker
+
+
+def complaint(first: dict[str, Any], trial: Trial) -> str | None:
+    """What is wrong with the logits of the first call; None where nothing is."""
+    shape, classes = tuple(first["shape"]), trial.subject.num_classes
+    if shape[:1] != (trial.batch,) or (classes is not None and shape[1:] != (classes,)):
+        width = "K" if classes is None else classes
+        return f"wrong answer: logits of shape {shape}, expected ({trial.batch}, {width})"
+    if not first["is_finite"]:
+        return "wrong answer: some logits are not finite"
+    return None

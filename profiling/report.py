@@ -1,0 +1,184 @@
+"""Rows and figures as files: Markdown, CSV, plots and one static page."""
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from profiling import plots
+from profiling.record import Measurement
+from profiling.tables import (
+    LEFT_COLUMNS,
+    Table,
+    cells,
+    csv_text,
+    efficiency_tables,
+    markdown,
+)
+from zoo.files import write_atomic
+
+TITLE = "Efficiency of the models"
+DEMONSTRATION = (
+    "cifar100-mini is a small subset of CIFAR-100, shipped for demonstrations and tests: these are "
+    "bounded demonstration runs, not CIFAR-100 results."
+)
+METHOD = (
+    "A time is the median over single calls of one session, warmed up until stationary and "
+    "synchronised after each call; input copies, loading and compilation are excluded. The "
+    "backends took turns, one process each. Beside it stand half of its 95% confidence interval "
+    "and, in brackets, the number of calls. FLOPs are two per multiply-accumulate of convolutions "
+    "and matrix products, for one image. Accuracy is that of the very file that was timed; an "
+    "empty cell was not measured."
+)
+CSS = """
+:root { color-scheme: light; --text: #1f2328; --quiet: #59636e; --line: #d1d9e0; --mark: #fff8c5; }
+body { color: var(--text); background: #fff; margin: 2rem auto; padding: 0 1.5rem; max-width: 90rem;
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .25rem; }
+p { max-width: 60rem; } .quiet { color: var(--quiet); font-size: .9rem; }
+.note { background: var(--mark); padding: .5rem .75rem; border-radius: 6px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { text-align: left; vertical-align: bottom; border-bottom-width: 2px; white-space: normal; }
+.number { text-align: right; }
+svg { max-width: 60rem; width: 100%; height: auto; }
+""".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    files: tuple[Path, ...]
+    markdown: str  # the tables
+
+
+def write_report(
+    records: Sequence[Measurement], out: Path, *, readme: Path | None = None
+) -> Report:
+    """Write efficiency.md, efficiency.csv, pareto.png, pareto.svg and index.html into `out`.
+
+    The same records give the same bytes, in whatever order they come. `readme` is one more
+    Markdown file, with the plot in it, for a folder that people browse. Without a row that has
+    both accuracy and latency there is no plot, and one of an earlier report is removed.
+    """
+    tables = efficiency_tables(records)
+    plot = plots.pareto_plot(tables)
+    text = markdown_text(tables)
+    contents: dict[Path, bytes | str] = {
+        out / "efficiency.md": f"# {TITLE}\n\n{text}",
+        out / "efficiency.csv": csv_text(tables),
+        out / "index.html": page(tables, None if plot is None else plot["svg"].decode()),
+    }
+    for kind in ("png", "svg"):
+        if plot is not None:
+            contents[out / f"pareto.{kind}"] = plot[kind]
+        else:
+            (out / f"pareto.{kind}").unlink(missing_ok=True)
+    if readme is not None:
+        contents[readme] = _readme(text, out, readme, has_plot=plot is not None)
+    for path, content in contents.items():
+        write_atomic(path, content)
+    return Report(out / "index.html", tuple(contents), text)
+
+
+def markdown_text(tables: Sequence[Table]) -> str:
+    """All tables with what one needs to know of each."""
+    parts = []
+    for table in tables:
+        parts.append(f"## {heading(table)}\n\n")
+        parts += [f"{line}\n\n" for line in (plots.place_of(table), *notes(table))]
+        parts.append(markdown(table))
+        gaps = missing(table)
+        if gaps:
+            parts.append("\nNot measured:\n\n" + "".join(f"- {line}\n" for line in gaps))
+        parts.append("\n")
+    return "".join(parts) + f"{METHOD}\n"
+
+
+def heading(table: Table) -> str:
+    """The data set of a table, or what it is without one."""
+    return table.dataset or "Models without a data set"
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader must know before the numbers."""
+    lines = []
+    if table.dataset == "cifar100-mini":
+        lines.append(DEMONSTRATION)
+    counts = sorted({row.newest.accuracy_images or 0 for row in table.rows} - {0})
+    if counts:
+        lines.append(f"Top-1 over {' or '.join(f'{count:,}' for count in counts)} test images.")
+    methods = sorted({r.memory_method or "" for row in table.rows for r in row.by_batch.values()})
+    lines += [f"Peak MiB: {method}." for method in methods if method]
+    if any(not r.ci_reached for row in table.rows for r in row.by_batch.values()):
+        lines.append(
+            "A median whose interval is wider than +-2% ran out of its time budget: compare it "
+            "with care."
+        )
+    return lines
+
+
+def missing(table: Table) -> list[str]:
+    """What could not be measured, and why."""
+    return [
+        f"{r.source.run if r.source else r.model} {r.backend} {r.precision} b{r.batch}: "
+        f"{r.status} ({r.reason})"
+        for r in table.missing
+    ]
+
+
+def page(tables: Sequence[Table], svg: str | None) -> str:
+    """One HTML file that needs no other."""
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{TITLE}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n<h1>{TITLE}</h1>\n"
+    ]
+    for table in tables:
+        parts.append(f"<h2>{html.escape(heading(table))}</h2>\n")
+        parts.append(f'<p class="quiet">{html.escape(plots.place_of(table))}</p>\n')
+        for note in notes(table):
+            kind = ' class="note"' if note == DEMONSTRATION else ""
+            parts.append(f"<p{kind}>{html.escape(note)}</p>\n")
+        if table.rows:
+            parts.append(_html_table(cells(table)))
+        gaps = missing(table)
+        if gaps:
+            items = "".join(f"<li>{html.escape(line)}</li>\n" for line in gaps)
+            parts.append(f"<p>Not measured:</p>\n<ul>\n{items}</ul>\n")
+    if svg is not None:
+        drawing = svg[svg.index("<svg") :]  # without the XML prologue
+        parts.append(f"<h2>Accuracy against latency</h2>\n{drawing}\n")
+    parts.append(f'<h2>How it was measured</h2>\n<p class="quiet">{html.escape(METHOD)}</p>\n')
+    return "".join(parts) + "</body>\n</html>\n"
+
+
+def _html_table(lines: Sequence[Sequence[str]]) -> str:
+    def line(texts: Sequence[str], tag: str) -> str:
+        kinds = ("" if column < LEFT_COLUMNS else ' class="number"' for column in range(len(texts)))
+        inner = "".join(
+            f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+            for kind, text in zip(kinds, texts, strict=True)
+        )
+        return f"<tr>{inner}</tr>\n"
+
+    header, *body = lines
+    rows = "".join(line(texts, "td") for texts in body)
+    return (
+        f'<div class="scroll"><table>\n<thead>\n{line(header, "th")}</thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table></div>\n"
+    )
+
+
+def _readme(text: str, out: Path, readme: Path, *, has_plot: bool) -> str:
+    folder = Path(os.path.relpath(out, readme.parent)).as_posix()
+    plot = f"![Accuracy against latency]({folder}/pareto.svg)\n\n" if has_plot else ""
+    return (
+        f"# Measured results\n\nWritten by `zoo-report` from the records beside this file; do not "
+        f"edit it. The same as [one page]({folder}/index.html) and as "
+        f"[CSV]({folder}/efficiency.csv).\n\n{plot}{text}"
+    )

@@ -1,0 +1,45 @@
+"""What is measured, and how far it has come."""
+
+from dataclasses import dataclass
+
+from profiling.record import Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """One thing to measure, and what is known of it before.
+
+    `opener` is the "module:function" that a worker calls with (path, device) for a session.
+    """
+
+    model: str
+    backend: str
+    precision: str  # as far as it is known before opening; the session knows
+    opener: str
+    path: str
+    artifact_sha256: str
+    file_bytes: int
+    image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
+    num_classes: int | None = None  # None: logits of any width are a right answer
+    params: int | None = None
+    macs: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    accuracy_images: int | None = None
+    is_unevaluated: bool = False  # the bench measures the accuracy, if it is given the data set
+    source: Source | None = None
+    unavailable: str | None = None  # why this machine cannot run it: skipped with this reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a benchmark stands."""
+
+    subject: Subject
+    batch: int | None  # None while a session is opened or evaluated
+    stage: str  # what begins now, or the status of a measurement that ended
+    share: float  # of the whole work that is done
+    calls: int = 0  # timed so far
+    p50_ms: float | None = None
+    half_width: float | None = None  # of the interval of the median so far, as a share of it
+    reason: str | None = None

@@ -1,0 +1,265 @@
+"""Records as efficiency tables: pure functions from measurements to rows and text.
+
+A table holds one environment and one data set; records that differ in either never meet in one.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from profiling.record import OK, Measurement
+from zoo.environment import Environment
+
+CSV_FIELDS = (
+    *("model", "backend", "runtime", "precision", "batch", "status", "reason"),
+    *("top1", "top5", "accuracy_images", "params", "macs", "flops", "file_bytes"),
+    *("p50_ms", "p90_ms", "p99_ms", "min_ms", "ci_half_width", "ci_reached", "images_per_s"),
+    *("reference_ratio", "peak_memory_mib", "memory_method", "load_s", "first_call_ms"),
+    *("input", "artifact_sha256", "created_at"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One file on one backend: the speed beside the accuracy of that very file."""
+
+    by_batch: dict[int, Measurement]  # status OK; one file, so all but the speed is common
+
+    @property
+    def newest(self) -> Measurement:
+        """The last record; for whatever does not depend on the batch."""
+        return max(self.by_batch.values(), key=lambda record: record.created_at)
+
+    @property
+    def top1(self) -> float | None:
+        """Accuracy of the file, as the newest record that knows it has it."""
+        known = [record for record in self.by_batch.values() if record.top1 is not None]
+        return max(known, key=lambda record: record.created_at).top1 if known else None
+
+    @property
+    def run(self) -> str:
+        """Name of the run, empty for a file that no run of ours made."""
+        return "" if self.newest.source is None else self.newest.source.run
+
+    @property
+    def label(self) -> str:
+        """Enough to tell rows of one plot apart."""
+        name = self.run or self.newest.model
+        precision = "" if self.newest.precision == "fp32" else f" {self.newest.precision}"
+        return f"{name} {self.newest.backend}{precision}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """All rows of one environment and one data set."""
+
+    environment: Environment
+    dataset: str  # empty for files that no run of ours made
+    dataset_digest: str
+    rows: tuple[Row, ...]
+    batches: tuple[int, ...]  # that any row has, ascending
+    missing: tuple[Measurement, ...]  # newest of their kind, and without numbers
+
+
+class Point(NamedTuple):
+    """A row in a plot of accuracy against cost."""
+
+    label: str
+    cost: float
+    accuracy: float
+    series: str = ""
+
+
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """Points that no other point beats on both cost and accuracy, cheapest first."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.accuracy, point.label)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front
+
+
+def latency_points(table: Table) -> list[Point]:
+    """Accuracy against the median latency at the smallest batch, where a row has both."""
+    points = []
+    for row in table.rows:
+        record = row.by_batch.get(table.batches[0])
+        if record is not None and record.p50_ms is not None and row.top1 is not None:
+            points.append(Point(row.label, record.p50_ms, row.top1, record.backend))
+    return points
+
+
+def efficiency_tables(records: Iterable[Measurement]) -> list[Table]:
+    """Group records by environment and data set, the newest of each kind alone."""
+    groups: dict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
+    for record in records:
+        source = record.source
+        dataset = ("", "") if source is None else (source.dataset, source.dataset_digest)
+        groups[*dataset, record.environment.key].append(record)
+    named_first = sorted(groups.items(), key=lambda item: (item[0][0] == "", item[0]))
+    return [_table(*name[:2], group) for name, group in named_first]
+
+
+def _table(dataset: str, digest: str, records: Sequence[Measurement]) -> Table:
+    kinds: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: (record.created_at, record.batch)):
+        source = record.source
+        # Equal weights in two runs are two rows: each states its run.
+        origin = (source.run, source.weights_sha256) if source else (record.artifact_sha256,)
+        kinds[record.model, record.backend, record.precision, *origin].append(record)
+    rows, missing = [], []
+    for kind in kinds.values():
+        newest = kind[-1]
+        # A file that was exported again replaces the former one at every batch size.
+        current = {r.batch: r for r in kind if r.artifact_sha256 == newest.artifact_sha256}
+        by_batch = {batch: r for batch, r in sorted(current.items()) if r.status == OK}
+        missing += [r for r in current.values() if r.status != OK]
+        if by_batch:
+            rows.append(Row(by_batch=by_batch))
+    batches = sorted({batch for row in rows for batch in row.by_batch})
+    return Table(
+        environment=records[0].environment,
+        dataset=dataset,
+        dataset_digest=digest,
+        rows=tuple(sorted(rows, key=lambda row: _order(row, batches))),
+        batches=tuple(batches),
+        missing=tuple(sorted(missing, key=lambda r: (r.model, r.backend, r.precision, r.batch))),
+    )
+
+
+def _order(row: Row, batches: Sequence[int]) -> tuple[str, str, float, str]:
+    """By model and run, the fastest backend first."""
+    fastest = row.by_batch.get(batches[0])
+    latency = float("inf") if fastest is None or fastest.p50_ms is None else fastest.p50_ms
+    return row.newest.model, row.run, latency, row.label
+
+
+# Text ---------------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits, without an exponent; empty for None."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.999 is 10.0
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def percent(share: float | None, places: int = 2) -> str:
+    """A share of 1 as percent, without the sign; empty for None."""
+    return "" if share is None else f"{100 * share:.{places}f}"
+
+
+def mebibytes(count: float | None) -> str:
+    """Bytes as MiB; empty for None."""
+    return "" if count is None else number(count / 2**20)
+
+
+def millions(count: int | None) -> str:
+    """A count in millions; empty for None."""
+    return "" if count is None else number(count / 1e6, 4)
+
+
+def timing(record: Measurement | None) -> str:
+    """Median in ms, half its interval, and the number of calls: "2.70 +-1.4% (138)"."""
+    if record is None or record.p50_ms is None:
+        return ""
+    width = record.ci_half_width
+    known = "" if width is None else f" +-{percent(width, 1)}%"
+    return f"{number(record.p50_ms)}{known} ({len(record.samples_ms)})"
+
+
+def cells(table: Table) -> list[list[str]]:
+    """The table as text, header first; a cell is empty where nothing is known."""
+    first, last = table.batches[0], table.batches[-1]
+    header = ["Model", "Run", "Recipe", "Backend", "Precision", "Top-1 %", "Params"]
+    header += ["MACs M", "FLOPs M", "File MiB"]
+    header += [f"b{batch} p50 ms (calls)" for batch in table.batches]
+    header += [f"b{last} images/s", f"b{last} peak MiB", "Load s", f"b{first} first call s"]
+    lines = [header]
+    for row in table.rows:
+        facts, source = row.newest, row.newest.source
+        small, large = row.by_batch.get(first), row.by_batch.get(last)
+        first_call = None if small is None or small.first_call_ms is None else small.first_call_ms
+        lines.append(
+            [
+                facts.model,
+                row.run,
+                "" if source is None else f"{source.recipe}, {source.selection}",
+                facts.backend,
+                facts.precision,
+                percent(row.top1),
+                "" if facts.params is None else f"{facts.params:,}",
+                millions(facts.macs),
+                millions(facts.flops),
+                mebibytes(facts.file_bytes),
+                *(timing(row.by_batch.get(batch)) for batch in table.batches),
+                "" if large is None else number(large.images_per_s),
+                "" if large is None else number(large.peak_memory_mib),
+                number(facts.load_s),
+                number(None if first_call is None else first_call / 1e3),
+            ]
+        )
+    return lines
+
+
+LEFT_COLUMNS = 5  # of `cells`: names; the rest are numbers
+
+
+def markdown(table: Table) -> str:
+    """The rows as a Markdown table that is legible as it stands."""
+    if not table.rows:
+        return ""
+    header, *body = aligned(cells(table), left=LEFT_COLUMNS)
+    rule = [
+        "-" * len(cell) if column < LEFT_COLUMNS else "-" * (len(cell) - 1) + ":"
+        for column, cell in enumerate(header)
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
+
+
+def aligned(lines: Sequence[Sequence[str]], *, left: int) -> list[list[str]]:
+    """Pad each column to its widest cell; the first `left` columns to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+
+
+def csv_text(tables: Iterable[Table]) -> str:
+    """Every record of the tables as one line of CSV, units in the names of the columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    origin = ("run", "seed", "recipe", "selection", "dataset", "dataset_digest")
+    writer.writerow(("environment", *origin, *CSV_FIELDS, "calls", "threads"))
+    for table in tables:
+        records = [r for row in table.rows for r in row.by_batch.values()]
+        for record in (*records, *table.missing):
+            source = record.source
+            writer.writerow(
+                (
+                    record.environment.key,
+                    *("" if source is None else getattr(source, name) for name in origin),
+                    *(_plain(getattr(record, name)) for name in CSV_FIELDS),
+                    len(record.samples_ms) or "",
+                    record.environment.threads,
+                )
+            )
+    return text.getvalue()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return round(value, 6)
+    return "" if value is None else value

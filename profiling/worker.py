@@ -1,0 +1,173 @@
+"""The process that runs one session: `python -m profiling.worker`.
+
+Requests come as JSON lines on stdin, each is answered by one line on what was stdout at the start.
+Libraries that print find stderr there instead, and nobody but this module reads stdin.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any, TextIO
+
+from profiling import latency, memory
+from zoo.errors import MissingPackageError, ZooError
+
+SEED = 0  # of random images
+LONGEST_REASON = 300  # characters
+
+
+class Worker:
+    """One session on one device; each public method answers the request of its name."""
+
+    def __init__(self) -> None:
+        self._device = "cpu"
+        self._session: Any = None
+        self._images: Any = None
+        self._memory: Any = None
+        self._reference: Callable[[], float] | None = None
+
+    def hello(self, device: str, threads: int | None) -> dict[str, Any]:
+        """Load torch and describe the machine."""
+        import torch
+
+        from zoo import environment
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = device
+        return environment.capture(device).to_json()
+
+    def reference(self) -> dict[str, Any]:
+        """Time the reference kernel."""
+        if self._reference is None:
+            self._reference = latency.time_reference(self._device)
+            self._reference()  # the first product sets the library up
+        return {"ms": self._reference()}
+
+    def open(self, opener: str, path: str) -> dict[str, Any]:
+        """Open the session; the import of the opener's own module is not part of its time."""
+        function = resolve_name(opener)
+        self._memory = memory.PeakMemory(self._device)
+        start = time.perf_counter()
+        self._session = function(path, self._device)
+        return {
+            "load_s": round(time.perf_counter() - start, 4),
+            "runtime": self._session.runtime,
+            "precision": self._session.precision,
+        }
+
+    def first_call(
+        self, batch: int, image_shape: list[int], stored: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Make the images of this batch size, run them once and describe the logits."""
+        self._images = _images(batch, image_shape, stored, self._device)
+        call_ms, logits = latency.time_first_call(self._session, self._images)
+        self._memory.reset()
+        return {
+            "ms": call_ms,
+            "shape": list(logits.shape),
+            "is_finite": bool(logits.isfinite().all()),
+        }
+
+    def warm_up(self, seconds: float) -> dict[str, Any]:
+        """Call until the times settle."""
+        start = time.perf_counter()
+        result = latency.warm_up(self._session, self._images, seconds=seconds)
+        return {
+            "seconds": round(time.perf_counter() - start, 4),
+            "calls": result.calls,
+            "call_ms": result.call_ms,
+            "is_stationary": result.is_stationary,
+        }
+
+    def time(self, seconds: float, least: int, settle: bool) -> dict[str, Any]:
+        """One round of timed calls; with `settle` after one that is not counted.
+
+        Between two rounds other workers have used the caches and this one's threads slept.
+        """
+        if settle:
+            self._session.run(self._images)
+        samples_ms = latency.time_calls(self._session, self._images, seconds=seconds, least=least)
+        return {"samples_ms": samples_ms}
+
+    def peak_memory(self) -> dict[str, Any]:
+        """Peak since the first call at this batch size."""
+        mib, method = self._memory.read(self._session.runtime)
+        return {"mib": mib, "method": method}
+
+    def evaluate(self, stored: dict[str, Any], batch: int) -> dict[str, Any]:
+        """Accuracy on all stored images."""
+        import numpy as np
+
+        from zoo.evaluate import evaluate
+
+        result = evaluate(
+            self._session,
+            np.load(stored["images"], mmap_mode="r"),
+            np.load(stored["labels"]),
+            mean=stored["mean"],
+            std=stored["std"],
+            batch=batch,
+        )
+        return {"top1": result.top1, "top5": result.top5, "images": result.images}
+
+
+def _images(batch: int, image_shape: list[int], stored: dict[str, Any] | None, device: str) -> Any:
+    """Normalised images on the device, repeated where there are fewer stored than `batch`.
+
+    Shapes:
+        -> (B, C, H, W) float32, contiguous: a session that prefers another memory format converts
+        in its own time, as it would for any caller.
+    """
+    import numpy as np
+    import torch
+
+    if stored is None:
+        generator = torch.Generator().manual_seed(SEED)
+        return torch.randn((batch, *image_shape), generator=generator).to(device)
+    from zoo.evaluate import to_batch
+
+    images = np.load(stored["images"], mmap_mode="r")
+    chosen = images[np.arange(batch) % len(images)]
+    return to_batch(chosen, stored["mean"], stored["std"], device).contiguous()
+
+
+def _answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        result = getattr(worker, request.pop("do"))(**request)
+    except ZooError as error:
+        return {"error": str(error), "is_missing": isinstance(error, MissingPackageError)}
+    except Exception as error:  # whatever a library raises is the answer
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]
+        return {"error": reason, "is_missing": False}
+    return {"result": result}
+
+
+def _private_pipes() -> tuple[TextIO, TextIO]:
+    """Our ends of stdin and stdout under numbers of their own; 0 is empty and 1 is stderr then."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def main() -> None:
+    """Serve until stdin closes, which is also how the death of the parent looks."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent held them when it started us
+    requests, answers = _private_pipes()
+    worker = Worker()
+    for line in requests:
+        answer = _answer(worker, json.loads(line))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

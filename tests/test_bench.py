@@ -1,0 +1,269 @@
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+from bench_helpers import workers_of
+
+from profiling import Measurement, Progress, Subject, benchmark
+from profiling.lane import Trial, complaint
+from profiling.latency import MOST_CALLS, time_calls, warm_up_windows
+from profiling.memory import RESIDENT
+from profiling.process import WorkerError, WorkerProcess
+from profiling.record import FAILED, OK, SKIPPED
+
+BATCHES = (1, 8)
+BUDGET_S = 0.3
+LIMIT_S = 6.0  # above any call here, on a loaded machine too
+
+
+def subject(opener: str, path: str = "/nowhere", **facts: object) -> Subject:
+    defaults = {"model": "m", "precision": "fp32", "artifact_sha256": "ab" * 32, "file_bytes": 1}
+    return Subject(**defaults | {"backend": opener, **facts}, opener=f"openers:{opener}", path=path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Progress]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path, reports: list[Progress]) -> dict[tuple[str, int], Measurement]:
+    """One benchmark of everything that can happen, by backend and batch size."""
+    subjects = [
+        subject("real", "resnet_20", num_classes=100),
+        subject("segfault"),
+        subject("missing"),
+        subject("HungSession"),
+        subject("FragileSession"),
+        subject("WrongSession"),
+        subject("SlowSession"),
+        subject("LoggingSession", str(folder / "first"), backend="first"),
+        subject("GreedySession", str(folder / "second"), backend="second"),
+        subject("real", backend="unavailable", unavailable="there is no compiler"),
+    ]
+    found = benchmark(
+        subjects,
+        batches=(8, 1),
+        budget_s=BUDGET_S,
+        threads=1,
+        time_limit_s=LIMIT_S,
+        on_progress=reports.append,
+    )
+    assert [(r.backend, r.batch) for r in found] == [
+        (one.backend, batch) for one in subjects for batch in BATCHES
+    ]
+    return {(record.backend, record.batch): record for record in found}
+
+
+Records = dict[tuple[str, int], Measurement]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_real_model(records: Records, batch: int) -> None:
+    record = records["real", batch]
+
+    assert (record.status, record.reason) == (OK, None)
+    assert record.runtime == f"torch {torch.__version__}"
+    assert record.environment.threads == 1
+    assert record.input == "random"
+    assert len(record.samples_ms) == sum(record.round_calls) >= 3
+    assert len(record.round_reference_ms) == len(record.round_calls)
+    assert 0.05 < record.samples_ms[0] < 10_000
+    assert record.first_call_ms is not None
+    assert record.load_s is not None
+    assert record.warmup_calls >= 1
+    assert record.budget_exhausted == (not record.ci_reached)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("backend", "status", "reason"),
+    [
+        ("segfault", FAILED, "the process was ended by SIGSEGV"),
+        ("HungSession", FAILED, f"no answer to 'first_call' within {LIMIT_S:g} s: stopped"),
+        ("unavailable", SKIPPED, "there is no compiler"),
+        (
+            "missing",
+            SKIPPED,
+            "--backend trt needs the package tensorrt, which is not installed: in a clone of "
+            "cifar-zoo run pip install '.[trt]'",
+        ),
+    ],
+)
+def test_what_cannot_run_leaves_its_reason(
+    records: Records, backend: str, batch: int, status: str, reason: str
+) -> None:
+    record = records[backend, batch]
+
+    assert (record.status, record.reason) == (status, reason)
+    assert record.samples_ms == record.round_calls == record.round_reference_ms == ()
+    timings = (record.load_s, record.first_call_ms, record.peak_memory_mib, record.p50_ms)
+    assert timings == (None,) * 4
+
+
+def test_wrong_answers_leave_no_numbers(records: Records) -> None:
+    record = records["WrongSession", 1]
+
+    assert record.reason == "wrong answer: some logits are not finite"
+    assert record.samples_ms == ()
+
+
+def test_an_error_is_cut_to_its_first_line(records: Records) -> None:
+    assert records["WrongSession", 8].reason == "RuntimeError: this file takes batch 1 only"
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "reason"),
+    [
+        ([8, 10], 10, None),
+        ([8, 10], None, None),
+        ([8, 7], 10, "wrong answer: logits of shape (8, 7), expected (8, 10)"),
+        ([1, 10], None, "wrong answer: logits of shape (1, 10), expected (8, K)"),
+    ],
+)
+def test_shape_of_the_answer(shape: list[int], classes: int | None, reason: str | None) -> None:
+    trial = Trial(subject("any", num_classes=classes), 8, BUDGET_S)
+
+    assert complaint({"shape": shape, "is_finite": True}, trial) == reason
+
+
+def test_a_dead_worker_is_replaced_for_the_next_batch_size(records: Records) -> None:
+    assert records["FragileSession", 1].reason == "the process was ended by SIGSEGV"
+    assert records["FragileSession", 8].status == OK
+
+
+def test_a_library_that_prints_does_not_disturb(records: Records) -> None:
+    assert records["second", 8].status == OK
+
+
+def test_at_least_three_calls_under_a_tiny_budget(records: Records) -> None:
+    record = records["SlowSession", 1]
+
+    assert len(record.samples_ms) == 3
+    assert min(record.samples_ms) >= 200
+    assert record.budget_exhausted
+    assert not record.is_stationary
+
+
+def test_sessions_take_turns(records: Records, folder: Path) -> None:
+    log = [line.split() for line in (folder / "log").read_text().splitlines()]
+
+    assert [batch for batch, _ in groupby(batch for _, batch in log)] == ["1", "8"]
+    for batch in BATCHES:
+        turns = [who for who, _ in groupby(who for who, size in log if size == str(batch))]
+        # Both are prepared and then timed in rounds; one may be done before the other.
+        rounds = min(len(records[who, batch].round_calls) for who in ("first", "second"))
+        assert rounds >= 4
+        assert turns[: 2 + 2 * rounds] == ["first", "second"] * (1 + rounds)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which only Linux has")
+def test_peak_memory_of_what_a_session_keeps_and_uses(records: Records) -> None:
+    record = records["second", 1]
+    if record.memory_method != RESIDENT:
+        pytest.skip("needs a /proc/self/clear_refs that can be written")
+
+    assert record.peak_memory_mib is not None
+    assert 128 <= record.peak_memory_mib < 160
+    small = records["SlowSession", 1].peak_memory_mib
+    assert small is not None
+    assert small < 32
+
+
+def test_progress_reports_every_end(records: Records, reports: list[Progress]) -> None:
+    ends = [(r.subject.backend, r.batch) for r in reports if r.stage in (OK, FAILED, SKIPPED)]
+
+    assert sorted(ends) == sorted(records)
+    shares = [report.share for report in reports]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_no_worker_is_left(records: Records) -> None:
+    assert workers_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize(("batches", "budget_s"), [((), 1.0), ((0, 1), 1.0), ((1,), 0.0)])
+def test_impossible_benchmarks_are_refused(batches: tuple[int, ...], budget_s: float) -> None:
+    with pytest.raises(ValueError, match="no benchmark with batches"):
+        benchmark([], batches=batches, budget_s=budget_s)
+
+
+def test_interrupt_ends_the_workers() -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "warming up":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        benchmark([subject("SlowSession")], batches=(1,), on_progress=interrupt)
+
+    assert workers_of(os.getpid()) == []
+
+
+def test_worker_ignores_what_hits_the_terminal() -> None:
+    with WorkerProcess() as worker:
+        assert os.getpgid(worker._process.pid) != os.getpgid(0)
+
+
+def test_last_words_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho first >&2\necho the licence has run out >&2\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+    with (
+        WorkerProcess() as worker,
+        pytest.raises(WorkerError, match="ended with exit code 3: the licence has run out$"),
+    ):
+        worker.ask("hello", limit_s=60, device="cpu", threads=1)
+
+
+class SteadySession:
+    """Takes a millisecond."""
+
+    backend, precision, runtime, device = "steady", "fp32", "none", "cpu"
+
+    def run(self, images: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.001)
+        return images
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_calls_follow_time_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.zeros(1)
+
+    assert len(time_calls(SteadySession(), images, seconds=0, least=2)) == 2
+    assert 3 <= len(time_calls(SteadySession(), images, seconds=0.05)) <= 50
+    monkeypatch.setattr("profiling.latency.MOST_CALLS", 4)
+    assert len(time_calls(SteadySession(), images, seconds=5)) == 4
+    assert MOST_CALLS > 4
+
+
+def windows(*medians_ms: float) -> Callable[[float, int], tuple[float, ...]]:
+    """A source of warm-up windows with these medians; the first is one call."""
+    left: Iterator[float] = iter(medians_ms)
+    return lambda seconds, least: (next(left),) * least
+
+
+def test_warm_up_ends_when_two_windows_agree() -> None:
+    result = warm_up_windows(windows(90.0, 20.0, 12.0, 10.0, 10.4, 1.0), seconds=10)
+
+    assert (result.calls, result.call_ms, result.is_stationary) == (1 + 4 * 3, 10.4, True)
+
+
+def test_warm_up_ends_with_its_time() -> None:
+    result = warm_up_windows(windows(100.0, 80.0, 60.0, 40.0), seconds=0.6)
+
+    assert (result.calls, result.call_ms, result.is_stationary) == (1 + 2 * 3, 60.0, False)

@@ -1,0 +1,185 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_records import ENVIRONMENT, MEASUREMENT, gap, measurement
+
+from profiling import samples
+from profiling.record import FAILED, read_record, read_records
+from zoo.errors import RecordError
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = MEASUREMENT.write(tmp_path)
+
+    assert (
+        path == tmp_path / "records" / ENVIRONMENT.key / "resnet_20-eager-fp32-b1-aaaaaaaaaaaa.json"
+    )
+    assert read_record(path) == MEASUREMENT
+    assert json.loads(path.read_text())["samples_ms"] == list(MEASUREMENT.samples_ms)
+
+
+def test_status_and_foreign_file_round_trip(tmp_path: Path) -> None:
+    record = gap(FAILED, "the process was ended by SIGSEGV", source=None, top1=None, params=None)
+
+    assert read_record(record.write(tmp_path)) == record
+
+
+def test_statistics_by_hand() -> None:
+    record = measurement(
+        batch=10,
+        samples_ms=(5.0, 1.0, 2.0, 4.0, 3.0, 6.0),
+        round_calls=(2, 4),
+        round_reference_ms=(1.0, 2.0),
+    )
+
+    assert (record.p50_ms, record.p90_ms, record.p99_ms, record.min_ms) == (3.5, 6.0, 6.0, 1.0)
+    assert record.images_per_s == pytest.approx(10 / 3.5e-3)
+    assert record.ci_half_width == pytest.approx((6 - 1) / 2 / 3.5)
+    assert not record.ci_reached
+    assert record.reference_ratio == pytest.approx((3.0 / 1.0 + 3.5 / 2.0) / 2)
+    assert record.flops == 81_637_888
+
+
+def test_no_numbers_where_nothing_ran() -> None:
+    record = gap(FAILED, "no")
+
+    derived = (record.p50_ms, record.p90_ms, record.p99_ms, record.min_ms, record.images_per_s)
+    assert derived == (None,) * 5
+    assert (record.ci_half_width, record.reference_ratio) == (None, None)
+
+
+def test_percentiles_by_hand() -> None:
+    hundred = [float(value) for value in range(100, 0, -1)]
+
+    assert [samples.percentile(hundred, share) for share in (0.5, 0.9, 0.99, 1)] == [
+        50,
+        90,
+        99,
+        100,
+    ]
+    assert samples.percentile([7.0], 0.99) == 7.0
+    with pytest.raises(ValueError, match="no percentile 0.5 of 0 samples"):
+        samples.percentile([], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("count", "lower"),
+    # The largest k with P(Binomial(count, 1/2) < k) <= 0.025, from tables of the sign test.
+    [(6, 1), (8, 1), (9, 2), (10, 2), (15, 4), (20, 6), (25, 8), (50, 18), (100, 40)],
+)
+def test_median_interval_from_tables(count: int, lower: int) -> None:
+    ranks = [float(rank) for rank in range(1, count + 1)]
+
+    assert samples.median_interval(ranks) == (lower, count + 1 - lower)
+
+
+def test_five_samples_say_too_little() -> None:
+    assert samples.median_interval([1.0] * 5) is None
+    assert samples.relative_half_width([1.0] * 5) is None
+    assert not samples.is_known([1.0] * 5)
+
+
+def test_approximated_ranks_go_on_from_the_exact_ones() -> None:
+    exact = samples.median_interval([float(value) for value in range(samples.EXACT_UP_TO)])
+    near = samples.median_interval([float(value) for value in range(samples.EXACT_UP_TO + 2)])
+
+    assert exact is not None
+    assert near is not None
+    assert 0 <= (near[1] - near[0]) - (exact[1] - exact[0]) <= 4
+
+
+def test_median_interval_covers() -> None:
+    import random
+
+    source = random.Random(0)
+    inside = 0
+    for _ in range(1000):
+        interval = samples.median_interval([source.random() for _ in range(21)])
+        assert interval is not None
+        inside += interval[0] <= 0.5 <= interval[1]
+
+    assert inside >= 930  # of 1000; 95% are promised, two standard deviations are 14
+
+
+def test_environments_have_their_own_folders(tmp_path: Path) -> None:
+    other = measurement(environment=replace(ENVIRONMENT, threads=1))
+
+    MEASUREMENT.write(tmp_path)
+    other.write(tmp_path)
+
+    assert len(read_records(tmp_path)) == 2
+
+
+def test_same_measurement_replaces_its_file(tmp_path: Path) -> None:
+    MEASUREMENT.write(tmp_path)
+
+    measurement(p50_ms=9.0).write(tmp_path)
+
+    assert [record.p50_ms for record in read_records(tmp_path)] == [9.0]
+
+
+def test_other_json_is_left_alone(tmp_path: Path) -> None:
+    MEASUREMENT.write(tmp_path / "runs" / "resnet_20-s0")
+    (tmp_path / "runs" / "resnet_20-s0" / "meta.json").write_text("{}")
+
+    records = read_records(tmp_path, tmp_path / "runs")  # one folder inside the other
+
+    assert records == [MEASUREMENT]
+
+
+def test_a_records_folder_itself_can_be_named(tmp_path: Path) -> None:
+    folder = MEASUREMENT.write(tmp_path).parent
+
+    assert read_records(folder) == read_records(folder.parent) == [MEASUREMENT]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda text: text[:400], "is not valid JSON"),
+        (lambda text: text.replace('"batch"', '"lot"'), "is a damaged record .*batch.*: remove it"),
+        (lambda text: "{}", "is no measurement record: it states no schema; remove it"),
+        (
+            lambda text: text.replace('"schema": 1', '"schema": 2'),
+            "has schema 2, this version reads up to 1: update cifar-zoo",
+        ),
+    ],
+)
+def test_unreadable_records_are_named(tmp_path: Path, change: object, complaint: str) -> None:
+    path = MEASUREMENT.write(tmp_path)
+    path.write_text(change(path.read_text()))  # type: ignore[operator]
+
+    with pytest.raises(RecordError, match=f"b1-aaaaaaaaaaaa.json {complaint}"):
+        read_records(tmp_path)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecordError, match="there is no folder .*none: measure a run with zoo-bench"
+    ):
+        read_records(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import profiling, profiling.tables", ("torch", "onnx", "numpy", "matplotlib", "rich")),
+        ("import profiling.report, profiling.display", ("torch", "onnx")),
+        (
+            "from profiling.cli import *; bench_parser(); report_parser()",
+            ("torch", "onnx", "numpy"),
+        ),
+    ],
+)
+def test_imports_stay_light(statement: str, absent: tuple[str, ...]) -> None:
+    code = f"{statement}; import sys; print([name for name in {absent} if name in sys.modules])"
+
+    done = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, check=True, cwd=Path("/")
+    )
+
+    assert done.stdout.strip() == "[]"
