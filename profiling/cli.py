@@ -5,12 +5,11 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo import command
-from zoo.errors import MachineError, ZooError
+from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from profiling.record import Measurement
@@ -123,6 +122,7 @@ def _device(text: str) -> str:
 
 def _bench(args: argparse.Namespace) -> int:
     from profiling.record import FAILED, OK
+    from zoo.doctor import require_kernels
 
     known = _known_backends()
     for name in args.backend or ():
@@ -130,7 +130,7 @@ def _bench(args: argparse.Namespace) -> int:
             from zoo.errors import nearest
 
             raise ZooError(f"no backend named {name!r}: {nearest(name, known)}")
-    _check_device(args.device)
+    require_kernels(args.device)
     subjects = [(path, _subjects(path, args)) for path in _paths(args)]  # mistakes before minutes
     for path, _ in subjects:
         _check_writable(_out(path, args))
@@ -151,14 +151,6 @@ def _known_backends() -> tuple[str, ...]:
     from export import TARGETS
 
     return (*TORCH_BACKENDS, *TARGETS)
-
-
-def _check_device(device: str) -> None:
-    if device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise MachineError(f"--device {device}: torch finds no GPU here; use --device cpu")
 
 
 def _check_writable(folder: Path) -> None:
@@ -228,24 +220,7 @@ def _run_subjects(run: Path, device: str) -> list["Subject"]:
     from export.artifact import find_artifacts
     from profiling.runs import run_subjects
 
-    eager, *others = run_subjects(run, device=device)
-    artifacts = [
-        replace(
-            eager,
-            backend=artifact.target,
-            precision=artifact.precision,
-            opener="export.artifact:open_artifact",
-            path=str(artifact.path),
-            artifact_sha256=artifact.sha256,
-            file_bytes=artifact.size_bytes,
-            top1=artifact.accuracy.top1,
-            top5=artifact.accuracy.top5,
-            accuracy_images=artifact.accuracy.images,
-            is_unevaluated=False,
-        )
-        for artifact in find_artifacts(run)
-    ]
-    return [eager, *others, *artifacts]
+    return run_subjects(run, artifacts=find_artifacts(run), device=device)
 
 
 def _measure(subjects: Sequence["Subject"], args: argparse.Namespace) -> list["Measurement"]:

@@ -1,13 +1,57 @@
 """What can be measured of a run, and of an ONNX file that is only a file."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from profiling.record import Source
 from profiling.subject import Subject
 
+if TYPE_CHECKING:
+    from zoo.evaluate import Accuracy
 
-def run_subjects(run: Path, *, device: str = "cpu") -> list[Subject]:
-    """The weights of a run on torch's own backends: eager and compile.
+ARTIFACT_OPENER = "export.artifact:open_artifact"  # called by the worker; checks the digest
+
+
+class ExportedFile(Protocol):
+    """What is asked of an artifact, such as `export.artifact.Artifact`."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What it was exported to, such as onnx."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Number format of the maths."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Its digest."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size."""
+        ...
+
+    @property
+    def accuracy(self) -> "Accuracy":
+        """Of this very file, on the test split."""
+        ...
+
+
+def run_subjects(
+    run: Path, *, artifacts: Iterable[ExportedFile] = (), device: str = "cpu"
+) -> list[Subject]:
+    """A run on torch's own backends, eager and compile, and the files exported from it.
 
     Raises:
         CheckpointError: the folder is no run, or its weights are not usable.
@@ -55,11 +99,26 @@ def run_subjects(run: Path, *, device: str = "cpu") -> list[Subject]:
         fault = None
     except MachineError as error:
         fault = str(error)
-    return [
-        # The test accuracy of a run is that of eager: its training measured it that way.
-        subject("eager", "zoo.session:open_eager", is_own=True, unavailable=None),
-        subject("compile", "zoo.session:open_compiled", is_own=False, unavailable=fault),
-    ]
+    # The test accuracy of a run is that of eager: its training measured it that way.
+    eager = subject("eager", "zoo.session:open_eager", is_own=True, unavailable=None)
+    compiled = subject("compile", "zoo.session:open_compiled", is_own=False, unavailable=fault)
+    return [eager, compiled, *(_exported(eager, artifact) for artifact in artifacts)]
+
+
+def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
+    return replace(
+        eager,
+        backend=artifact.target,
+        precision=artifact.precision,
+        opener=ARTIFACT_OPENER,
+        path=str(artifact.path),
+        artifact_sha256=artifact.sha256,
+        file_bytes=artifact.size_bytes,
+        top1=artifact.accuracy.top1,
+        top5=artifact.accuracy.top5,
+        accuracy_images=artifact.accuracy.images,
+        is_unevaluated=False,
+    )
 
 
 def onnx_subject(file: Path, *, opener: str) -> Subject:
