@@ -1,0 +1,178 @@
+"""What the README and the committed results say is what the code and the records say."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import export.cli
+import profiling.cli
+import training.cli
+import zoo.cli
+from profiling import Measurement, read_records
+from zoo.checkpoint import Checkpoint
+from zoo.data import load_dataset
+from zoo.evaluate import evaluate
+from zoo.models import list_models
+from zoo.session import EagerSession
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "bench_results"
+MAINS: dict[str, Callable[[list[str]], int]] = {
+    "zoo-train": training.cli.main,
+    "zoo-export": export.cli.main,
+    "zoo-eval": export.cli.main_eval,
+    "zoo-bench": profiling.cli.main,
+    "zoo-report": profiling.cli.main_report,
+    "zoo-doctor": zoo.cli.main_doctor,
+}
+COMMANDS = re.findall(r"^    ((?:zoo-|make |torchrun ).*)$", README, re.MULTILINE)
+
+
+def table() -> str:
+    """The rows of the committed run that the README shows, from the records."""
+    records = read_records(RESULTS)
+    by_key = {(record.backend, record.batch): record for record in records}
+    lines = [
+        "| resnet_20 on | top-1 % | ms for 1 image "
+        "| images/s at 256 | peak MiB at 256 | file MiB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for backend, title in (
+        ("eager", "torch, eager"),
+        ("compile", "torch.compile"),
+        ("onnx", "ONNX Runtime"),
+    ):
+        one, many = by_key[backend, 1], by_key[backend, 256]
+        lines.append(f"| {title} | {row(one, many)} |")
+    return "\n".join(lines)
+
+
+def row(one: Measurement, many: Measurement) -> str:
+    assert one.top1 is not None
+    assert one.file_bytes is not None
+    return (
+        f"{100 * one.top1:.2f} | {one.p50_ms:.3g} | {many.images_per_s:,.0f} | "
+        f"{many.peak_memory_mib:.0f} | {one.file_bytes / 2**20:.2f}"
+    )
+
+
+def test_the_table_is_that_of_the_records() -> None:
+    shown = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
+
+    assert table() in shown
+
+
+def test_the_run_is_as_told() -> None:
+    meta = Checkpoint.open(RESULTS / "runs" / "resnet_20-s0").meta
+
+    assert (meta.model, meta.recipe_name, meta.epochs_done, meta.compiled) == (
+        "resnet_20",
+        "quick",
+        15,
+        True,
+    )
+    assert meta.test_top1 is not None
+    assert meta.test_top1 >= 0.60
+    minutes = f"{meta.train_seconds / 60:.0f} minutes"
+    assert f"{meta.test_top1:.2%} top-1 after 15 epochs in {minutes}" in " ".join(README.split())
+
+
+def test_the_committed_report_is_that_of_the_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    options = ["bench_results", "--out", str(tmp_path / "bench_results" / "report")]
+
+    code = profiling.cli.main_report(
+        [*options, "--readme", str(tmp_path / "bench_results" / "README.md")]
+    )
+
+    assert code == 0, capsys.readouterr().err
+    for name in ("README.md", "report/efficiency.md", "report/efficiency.csv"):
+        made = (tmp_path / "bench_results" / name).read_text()
+        assert made == (RESULTS / name).read_text(), name
+
+
+def test_the_committed_weights_have_the_stored_accuracy_on_full_data() -> None:
+    if not os.environ.get("ZOO_DATA"):
+        pytest.skip("needs the full CIFAR-100: set ZOO_DATA to its folder")
+    run, data = Checkpoint.open(RESULTS / "runs" / "resnet_20-s0"), load_dataset("cifar100")
+
+    found = evaluate(
+        EagerSession(run.model()), data.test.images, data.test.fine, mean=data.mean, std=data.std
+    )
+
+    assert data.digest == run.meta.dataset.digest
+    # Another CPU rounds differently, and an image on the border may fall to the other side.
+    assert found.top1 == pytest.approx(run.meta.test_top1, abs=5e-4)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_exists(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    if words[0] == "torchrun":
+        assert words[3:5] == ["-m", "training.cli"]
+        words = ["zoo-train", *words[5:]]
+    parsers = {
+        "zoo-train": training.cli.build_parser,
+        "zoo-bench": profiling.cli.bench_parser,
+        "zoo-report": profiling.cli.report_parser,
+    }
+    if words[0] in parsers:
+        parsers[words[0]]().parse_args(words[1:])
+    else:
+        with pytest.raises(SystemExit) as caught:
+            MAINS[words[0]]([*words[1:], "--help"])
+        assert caught.value.code == 0
+
+
+def test_the_readme_shows_commands_and_models() -> None:
+    assert len(COMMANDS) >= 10
+    assert {shlex.split(command)[0] for command in COMMANDS} >= {"zoo-train", "zoo-bench", "make"}
+    for name in (*MAINS, *list_models()):
+        assert f"`{name}" in README, name
+
+
+def test_the_order_of_the_mission_is_shown() -> None:
+    order = [
+        "zoo-train improved_resnet20_convnext --compile",
+        "zoo-export --to onnx",
+        "zoo-bench --batch 1,256",
+    ]
+
+    positions = [COMMANDS.index(command) for command in order]
+
+    assert positions == sorted(positions)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+    for _ in range(2):
+        exec(compile(block, "README.md", "exec"), {"__name__": "notebook"})
+
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2 * 7  # one line of accuracy, six of latency
+    for line in out[1:7]:
+        backend, batch, p50_ms = line.split()
+        assert backend in {"eager", "compile", "onnx"}
+        assert batch in {"1", "8"}
+        assert float(p50_ms) > 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "resnet_20-s0",
+        "resnet_20-s0-2",
+    ]
+    assert json.loads(Path("runs/resnet_20-s0/meta.json").read_text())["test_top1"] is not None
