@@ -1,6 +1,6 @@
 """An exported file and its manifest: what it is, what it came from, how it was proven."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from zoo.checkpoint import META, Checkpoint, DatasetInfo
 from zoo.errors import ArtifactError
 from zoo.evaluate import Accuracy
 from zoo.files import read_json, sha256_file
+from zoo.plain import from_plain
 from zoo.session import InferenceSession
 
 SCHEMA = 1
@@ -71,13 +72,9 @@ def read_manifest(manifest: Path) -> Artifact:
         path = manifest.with_name(Path(name).name)
         if path.name != name or manifest_path(path) != manifest:
             raise ArtifactError(f"{manifest} is the manifest of another file, {name!r}: {AGAIN}")
-        known = {field.name: value[field.name] for field in fields(Artifact) if field.name in value}
-        known["dataset"] = DatasetInfo(**_tuples(value["dataset"]))
-        known["parity"] = Parity(**value["parity"])
-        known["accuracy"] = Accuracy(**value["accuracy"])
-        return Artifact(path=path, **known)
-    except (KeyError, TypeError, AttributeError) as reason:
-        raise ArtifactError(f"{manifest} is not the manifest of an artifact ({reason!r})") from None
+        return from_plain(Artifact, value | {"path": path})
+    except (KeyError, TypeError, ValueError) as reason:
+        raise ArtifactError(f"{manifest} is not the manifest of an artifact ({reason})") from None
 
 
 def find_artifacts(run: Path) -> list[Artifact]:
@@ -155,12 +152,3 @@ def _check_source(artifact: Artifact) -> None:
         raise ArtifactError(
             f"{artifact.path} was exported from other weights than its run holds now: {AGAIN}"
         )
-
-
-def _tuples(value: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(DatasetInfo)}
-    return {
-        name: tuple(item) if isinstance(item, list) else item
-        for name, item in value.items()
-        if name in known
-    }

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,14 +99,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="where the run's data set lies; else ZOO_DATA",
     )
     parser.add_argument(
-        "--device", type=_device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
+        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
     )
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
-    return text
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -180,10 +173,11 @@ def _path(args: argparse.Namespace) -> Path:
 
 
 def _dataset(name: str, args: argparse.Namespace) -> "Dataset":
-    from training.display import TransferDisplay
     from zoo.data import load_dataset
+    from zoo.display import TransferDisplay
 
-    return load_dataset(name, data_dir=args.data_dir, on_progress=TransferDisplay())
+    with TransferDisplay() as display:
+        return load_dataset(name, data_dir=args.data_dir, on_progress=display)
 
 
 def _summary(artifact: "Artifact") -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from profiling import samples
 from profiling.lane import RUNNING, Lane, Stored, Trial
-from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess, held_signals
+from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
 from profiling.record import OK, Measurement, now
 from profiling.subject import Progress, Subject
 from zoo.environment import Environment, git_commit
 from zoo.errors import MachineError
+from zoo.signals import held_signals
 
 if TYPE_CHECKING:
     from zoo.data import Dataset

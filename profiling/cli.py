@@ -1,7 +1,6 @@
 """The commands `zoo-bench` and `zoo-report`."""
 
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ def bench_parser() -> command.Parser:
         help="only these, with commas between, such as eager,compile,onnx; without it, all",
     )
     parser.add_argument(
-        "--device", type=_device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
+        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
     )
     parser.add_argument(
         "--threads",
@@ -114,12 +113,6 @@ def report_parser() -> command.Parser:
     return parser
 
 
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
-    return text
-
-
 def _bench(args: argparse.Namespace) -> int:
     from profiling.record import FAILED, OK
     from zoo.doctor import require_kernels
@@ -163,15 +156,12 @@ def _check_writable(folder: Path) -> None:
 
 
 def _paths(args: argparse.Namespace) -> list[Path]:
-    from zoo.checkpoint import Checkpoint, all_runs, newest_run
+    from zoo.checkpoint import complete_runs
 
     if args.paths:
         return list(dict.fromkeys(args.paths))
-    newest = newest_run(args.runs)  # of complete runs; there is one, or this says so
-    if not args.all:
-        return [newest]
-    runs = all_runs(args.runs)
-    return [run for run in runs if Checkpoint.open(run).meta.finished_at is not None]
+    runs = [run.path for run in complete_runs(args.runs)]
+    return runs if args.all else runs[-1:]
 
 
 def _out(path: Path, args: argparse.Namespace) -> Path:
@@ -188,9 +178,9 @@ def _run_of(path: Path) -> Path | None:
         return path
     from export.artifact import FOLDER, manifest_path
 
-    run = path.parent.parent
-    is_artifact = path.parent.name == FOLDER and manifest_path(path).is_file()
-    return run if is_artifact and (run / META).is_file() else None
+    folder = path.absolute().parent
+    is_artifact = folder.name == FOLDER and manifest_path(path).is_file()
+    return folder.parent if is_artifact and (folder.parent / META).is_file() else None
 
 
 def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
@@ -202,7 +192,9 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     else:
         subjects = _run_subjects(run or path, args.device)
         if path.is_file():
-            subjects = [subject for subject in subjects if Path(subject.path) == path]
+            subjects = [s for s in subjects if Path(s.path).resolve() == path.resolve()]
+            if not subjects:
+                raise ZooError(f"{path} is no artifact: give a run, or an .onnx file")
     chosen = [s for s in subjects if args.backend is None or s.backend in args.backend]
     for name in args.backend or ():
         if not any(subject.backend == name for subject in chosen):
@@ -245,13 +237,14 @@ def _data(subjects: Sequence["Subject"], data_dir: Path | None) -> "Dataset | No
     source = subjects[0].source
     if source is None:
         return None
-    from training.display import TransferDisplay
     from zoo.data import load_dataset
+    from zoo.display import TransferDisplay
     from zoo.errors import DataError
 
     without = "times are taken with random images, and what has no accuracy yet gets none"
     try:
-        data = load_dataset(source.dataset, data_dir=data_dir, on_progress=TransferDisplay())
+        with TransferDisplay() as display:
+            data = load_dataset(source.dataset, data_dir=data_dir, on_progress=display)
     except DataError as error:
         _say(f"{error}; {without}")
         return None

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -25,19 +24,6 @@ class WorkerError(Exception):
         super().__init__(reason)
         self.is_missing = is_missing  # an optional package, rather than something broken
         self.is_hung = is_hung
-
-
-@contextmanager
-def held_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait, so that neither finds a worker started and in nobody's care."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerProcess:

@@ -4,15 +4,15 @@ import json
 import re
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from profiling import samples
 from zoo.environment import Environment
 from zoo.errors import RecordError
 from zoo.files import read_json, write_atomic
+from zoo.plain import from_plain
 
 SCHEMA = 1
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -70,6 +70,20 @@ class Measurement:
     commit: str | None  # of cifar-zoo, where it ran from a checkout
     created_at: str  # ISO 8601, UTC
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        checks = {
+            "status": self.status in (OK, FAILED, SKIPPED),
+            "batch": self.batch >= 1,
+            "samples_ms": all(ms > 0 for ms in self.samples_ms),
+            "round_reference_ms": all(ms > 0 for ms in self.round_reference_ms)
+            and len(self.round_reference_ms) == len(self.round_calls),
+            "round_calls": sum(self.round_calls) == len(self.samples_ms)
+            and all(calls > 0 for calls in self.round_calls),
+        }
+        for name, holds in checks.items():
+            if not holds:
+                raise ValueError(f"{name} does not fit the other fields")
 
     @property
     def flops(self) -> int | None:
@@ -160,15 +174,10 @@ def read_record(path: Path) -> Measurement:
             "update cifar-zoo"
         )
     try:
-        source = value["source"]
-        known = _fields(Measurement, value) | {
-            "environment": Environment.from_json(value["environment"]),
-            "source": None if source is None else Source(**_fields(Source, source)),
-        }
-        return Measurement(**known)
-    except (KeyError, TypeError, AttributeError) as reason:
+        return from_plain(Measurement, value)
+    except (TypeError, ValueError) as reason:
         raise RecordError(
-            f"{path} is a damaged record ({reason!r}): remove it and run zoo-bench again"
+            f"{path} is a damaged record ({reason}): remove it and run zoo-bench again"
         ) from None
 
 
@@ -192,9 +201,3 @@ def _record_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*.json")):
         if RECORDS in (*above, *path.relative_to(folder).parts[:-1]):
             yield path
-
-
-def _fields(kind: type[Any], value: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `kind` in `value`, lists as tuples."""
-    names = (field.name for field in fields(kind))
-    return {name: tuple(item) if isinstance(item := value[name], list) else item for name in names}

@@ -3,6 +3,7 @@
 import html
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from profiling.tables import (
     efficiency_tables,
     markdown,
 )
-from zoo.files import write_atomic
+from zoo.files import atomic_file
 
 TITLE = "Efficiency of the models"
 DEMONSTRATION = (
@@ -76,12 +77,15 @@ def write_report(
     for kind in ("png", "svg"):
         if plot is not None:
             contents[out / f"pareto.{kind}"] = plot[kind]
-        else:
-            (out / f"pareto.{kind}").unlink(missing_ok=True)
     if readme is not None:
         contents[readme] = _readme(text, out, readme, has_plot=plot is not None)
-    for path, content in contents.items():
-        write_atomic(path, content)
+    with ExitStack() as stack:  # all or none is renamed
+        for path, content in contents.items():
+            part = stack.enter_context(atomic_file(path))
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+    if plot is None:
+        for kind in ("png", "svg"):
+            (out / f"pareto.{kind}").unlink(missing_ok=True)
     return Report(out / "index.html", tuple(contents), text)
 
 

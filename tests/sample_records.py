@@ -66,9 +66,12 @@ MEASUREMENT = Measurement(
 
 
 def measurement(p50_ms: float | None = None, **changes: Any) -> Measurement:
-    """The measurement above with other fields; `p50_ms` fills its samples."""
+    """The measurement above with other fields; `p50_ms` fills its samples, of one round."""
     if p50_ms is not None:
         changes |= {"samples_ms": (p50_ms,) * 8}
+    if "samples_ms" in changes and "round_calls" not in changes:
+        calls = len(changes["samples_ms"])
+        changes |= {"round_calls": (calls,), "round_reference_ms": (1.0,)} if calls else {}
     return replace(MEASUREMENT, **changes)
 
 

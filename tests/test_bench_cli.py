@@ -214,3 +214,26 @@ def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
     assert (bench.returncode, err) == (143, "zoo-bench: terminated\n")
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert read_records(tmp_path) == []
+
+
+def test_a_manifest_is_no_artifact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = run / "artifacts" / "onnx-fp32.json"
+
+    assert main([str(manifest)]) == 2
+    assert capsys.readouterr().err == (
+        f"zoo-bench: {manifest} is no artifact: give a run, or an .onnx file\n"
+    )
+
+
+def test_an_artifact_named_from_its_own_folder_belongs_to_its_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("records"))
+    monkeypatch.chdir(copy / "artifacts")
+
+    assert main(["onnx-fp32.onnx", "--batch", "1", "--budget", "0.1"]) == 0
+
+    (record,) = read_records(copy)
+    assert record.source is not None
+    assert (record.source.run, record.input) == (run.name, "test images")

@@ -79,6 +79,8 @@ def test_missing_weights_are_named(mini: Dataset, tmp_path: Path) -> None:
         ({"schema": 99}, "has schema 99, this version reads up to 1: update cifar-zoo"),
         ({"dataset": None}, "is not the meta.json of a run"),
         ({"dataset": {}}, "is not the meta.json of a run"),
+        ({"weights_sha256": 5}, "weights_sha256 is no str"),
+        ({"finished_at": 5}, "finished_at is no str"),
     ],
 )
 def test_foreign_facts_are_refused(
@@ -109,6 +111,17 @@ def test_the_newest_run_is_the_last_complete_one(mini: Dataset, tmp_path: Path) 
 
     assert newest_run(tmp_path) == tmp_path / "b"
     assert [path.name for path in all_runs(tmp_path)] == ["a", "b", "c", "d"]
+
+
+def test_a_damaged_run_does_not_hide_the_others(mini: Dataset, tmp_path: Path) -> None:
+    good = sample_run(tmp_path / "good", mini)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "meta.json").write_text("{")
+
+    assert newest_run(tmp_path) == good.path
+    (good.path / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match="bad/meta.json is not valid JSON"):
+        newest_run(tmp_path)
 
 
 def test_weights_are_no_pickle(mini: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -142,6 +143,19 @@ def test_a_records_folder_itself_can_be_named(tmp_path: Path) -> None:
     [
         (lambda text: text[:400], "is not valid JSON"),
         (lambda text: text.replace('"batch"', '"lot"'), "is a damaged record .*batch.*: remove it"),
+        (lambda text: text.replace('"batch": 1', '"batch": "x"'), "is a damaged record .batch is"),
+        (
+            lambda text: text.replace('"status": "ok"', '"status": "o"'),
+            "is a damaged record .status",
+        ),
+        (
+            lambda text: re.sub('"samples_ms": .*?]', '"samples_ms": [0]', text),
+            "is a damaged record .samples_ms does not fit",
+        ),
+        (
+            lambda text: re.sub('"round_calls": .*?]', '"round_calls": []', text),
+            "is a damaged record .round_reference_ms does not fit",
+        ),
         (lambda text: "{}", "is no measurement record: it states no schema; remove it"),
         (
             lambda text: text.replace('"schema": 1', '"schema": 2'),

@@ -168,3 +168,14 @@ def test_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert main_report([str(tmp_path), "--out", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().err.startswith("zoo-report: ")
+
+
+def test_a_file_that_cannot_be_written_leaves_all_as_it_was(
+    records: list[Measurement], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(OSError, match="file"):
+        write_report(records, tmp_path / "report", readme=tmp_path / "file" / "README.md")
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "file"]

@@ -72,7 +72,11 @@ def test_options_change_the_recipe() -> None:
         (("resnet_20", "--recipe", "qick"), "no recipe named 'qick': did you mean quick?"),
         (("resnet_20", "--set", "peak_lr"), "--set expects FIELD=VALUE, such as"),
         (("resnet_20", "--set", "x=1"), "a recipe has no field 'x': choose one of"),
-        (("resnet_20", "--set", "peak_lr=-1"), "recipe 'study': peak_lr must be above 0, got -1"),
+        (("resnet_20", "--set", "peak_lr=inf"), "peak_lr must be above 0 and finite, got inf"),
+        (
+            ("resnet_20", "--set", "peak_lr=-1"),
+            "recipe 'study': peak_lr must be above 0 and finite, got -1",
+        ),
         (("resnet_21",), "no model named 'resnet_21': did you mean"),
         (("resnet_20", "--resume", "no/run"), "there is no run no/run: train one with zoo-train"),
         (
@@ -103,7 +107,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert list(tmp_path.rglob("*.json")) == []
 
 
-@pytest.mark.parametrize("argv", [("--epochs", "0"), ("--batch-size", "x"), ("--unknown",)])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--epochs", "0"),
+        ("--batch-size", "x"),
+        ("--unknown",),
+        ("--seed", "-1"),
+        ("--seed", "9" * 23),
+    ],
+)
 def test_usage_errors_exit_with_2(
     argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,8 +165,8 @@ def test_a_full_disk_leaves_no_half_run(pictures: tuple[str, ...], tmp_path: Pat
     )
 
     assert answer.returncode == 1
-    weights = tmp_path / "resnet_20-s0" / "weights.safetensors"
-    assert answer.stderr.splitlines()[-1] == f"zoo-train: {weights}: File too large"
+    state = tmp_path / "resnet_20-s0" / "state" / "last.pt"
+    assert answer.stderr.splitlines()[-1] == f"zoo-train: {state}: File too large"
     assert "Traceback" not in answer.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +15,12 @@ from accelerate import Accelerator
 from training import Recipe, Runtime, named_recipe, train
 from training.loop import Progress, Trainer
 from training.precision import resolve_precision
-from zoo.checkpoint import Checkpoint, newest_run
+from zoo.checkpoint import Checkpoint, RunMeta, newest_run, save_run
 from zoo.data import Dataset, Split, load_dataset
 from zoo.errors import CheckpointError, MachineError, ZooError
 from zoo.evaluate import evaluate
 from zoo.models import create_model
-from zoo.session import EagerSession, require_compiler
+from zoo.session import EagerSession
 
 CPU = Runtime(device="cpu")
 SHORT = replace(named_recipe("smoke"), batch_size=50)
@@ -374,16 +376,161 @@ def test_compiled_training_agrees_with_eager(few: Dataset) -> None:
     assert (updates[0] - updates[1]).norm() < 0.05 * updates[1].norm()
 
 
-def test_without_a_compiler_the_message_says_so() -> None:
+@pytest.mark.parametrize(
+    ("name", "fake", "message"),
+    [
+        ("compiler", lambda: None, r"needs a C\+\+ compiler and none was found: install g\+\+"),
+        ("has_python_headers", lambda: False, "needs Python.h and it was not found: install your"),
+    ],
+)
+def test_without_a_compiler_the_message_says_so(
+    name: str,
+    fake: object,
+    message: str,
+    few: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"zoo.session.{name}", fake)
+
+    with pytest.raises(MachineError, match=message):
+        train("resnet_20", SHORT, Runtime(device="cpu", compile=True), few, runs=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_fails_is_one_line(few: Dataset, tmp_path: Path) -> None:
     from torch._inductor import config
 
-    fake_compiler = {"cpp.cxx": (None, "no-such-compiler")}
+    torch._dynamo.reset()
+    broken_compiler = config.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True})
+    with broken_compiler, pytest.raises(MachineError, match="torch.compile failed .*--compile"):
+        train("resnet_20", SHORT, Runtime(device="cpu", compile=True), few, runs=tmp_path)
 
-    with (
-        config.patch(fake_compiler),
-        pytest.raises(MachineError, match=r"needs a C\+\+ compiler and none was found"),
-    ):
-        require_compiler("cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_no_memory_is_one_line(
+    error: Exception, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_full_memory(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "predicted_seconds", fake_full_memory)
+
+    with pytest.raises(MachineError, match="memory for batches of 50 images: .*--batch-size"):
+        train("resnet_20", SHORT, CPU, few, runs=tmp_path)
+
+
+def test_a_run_stopped_after_its_last_epoch_is_finished(few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("resnet_20", SHORT, CPU, few, runs=tmp_path, on_progress=Interrupt(2))
+    path = tmp_path / "resnet_20-s0"
+    assert Checkpoint.open(path).meta.finished_at is None
+
+    done = train("resnet_20", SHORT, CPU, few, resume=path)
+
+    assert done.meta.finished_at is not None
+    assert done.meta.test_top1 is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_signal_while_an_epoch_is_stored_waits(
+    number: signal.Signals,
+    epoch: int,
+    few: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import training.run
+    from zoo.command import run
+
+    def save(path: Path, meta: RunMeta, tensors: object) -> Checkpoint:
+        if meta.epochs_done == epoch:
+            os.kill(os.getpid(), number)
+        return save_run(path, meta, tensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.run, "save_run", save)
+
+    code = run("zoo-train", lambda: train("resnet_20", SHORT, CPU, few, runs=tmp_path) and None)
+
+    left = Checkpoint.open(tmp_path / "resnet_20-s0")
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert left.meta.epochs_done == epoch
+    assert left.model()
+    assert len(metrics(left)) == epoch
+
+
+def test_a_stop_between_the_state_and_the_weights_loses_nothing(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.run
+
+    whole = train("resnet_20", SHORT, CPU, few, runs=tmp_path / "whole")
+
+    def save(path: Path, meta: RunMeta, tensors: object) -> Checkpoint:
+        if meta.epochs_done == 2:
+            raise OSError("full disk")
+        return save_run(path, meta, tensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.run, "save_run", save)
+    with pytest.raises(OSError, match="full disk"):
+        train("resnet_20", SHORT, CPU, few, runs=tmp_path / "cut")
+    monkeypatch.undo()
+    cut = tmp_path / "cut" / "resnet_20-s0"
+    assert Checkpoint.open(cut).meta.epochs_done == 1
+
+    resumed = train("resnet_20", SHORT, CPU, few, resume=cut)
+
+    assert resumed.meta.weights_sha256 == whole.meta.weights_sha256
+    assert (resumed.meta.epoch, resumed.meta.val_top1) == (whole.meta.epoch, whole.meta.val_top1)
+    assert len(metrics(resumed)) == 2
+
+
+@pytest.mark.parametrize("damage", ["text", "foreign", "other shapes", "no epochs"])
+def test_a_foreign_state_is_refused_and_left(damage: str, few: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("resnet_20", SHORT, CPU, few, runs=tmp_path, on_progress=Interrupt(1))
+    path = tmp_path / "resnet_20-s0"
+    file = path / "state" / "last.pt"
+    state = torch.load(file, weights_only=True)
+    if damage == "text":
+        file.write_text("hello")
+    elif damage == "foreign":
+        torch.save({"x": 1}, file)
+    elif damage == "no epochs":
+        torch.save(state | {"metrics": []}, file)
+    else:
+        state["trainer"]["model"]["head.bias"] = torch.zeros(3)
+        torch.save(state, file)
+
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged \(.*\): train again"):
+        train("resnet_20", SHORT, CPU, few, resume=path)
+
+    assert Checkpoint.open(path).model()
+
+
+def test_a_first_write_that_fails_leaves_no_folder(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_full_disk(*_: object) -> None:
+        raise OSError("full disk")
+
+    monkeypatch.setattr("training.run.write_json", fake_full_disk)
+
+    with pytest.raises(OSError, match="full disk"):
+        train("resnet_20", SHORT, CPU, few, runs=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_number_of_processes_does_not_change_the_data(few: Dataset) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from training.recipe import Recipe, Runtime, with_epochs, with_settings
 from training.recipes import RECIPES, named_recipe
-from zoo.command import Parser, positive_int, run
+from zoo.command import Parser, positive_int, run, seed
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
         help="train on all training images and keep the last epoch; else a tenth is held out "
         "to choose the epoch",
     )
-    parser.add_argument("--seed", type=int, help="of weights, order and augmentation (0)")
+    parser.add_argument("--seed", type=seed, help="of weights, order and augmentation (0)")
     parser.add_argument(
         "--dataset", help="cifar100, cifar100-mini (shipped), cifar10 or folder:PATH (cifar100)"
     )
@@ -116,26 +116,28 @@ def _setting(text: str) -> tuple[str, str]:
 def _train(args: argparse.Namespace) -> None:
     job = make_job(args)
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
-    from training.display import TrainingDisplay, TransferDisplay
+    from training.display import TrainingDisplay
     from training.run import train
     from zoo.data import load_dataset
+    from zoo.display import TransferDisplay
     from zoo.models import model_spec
 
     model_spec(job.model)  # before any data is fetched
-    data = load_dataset(
-        job.dataset, data_dir=job.data_dir, on_progress=TransferDisplay() if speaks else None
-    )
+    with TransferDisplay() as display:
+        data = load_dataset(
+            job.dataset, data_dir=job.data_dir, on_progress=display if speaks else None
+        )
     if speaks:
         print(
             f"{job.model} on {data.name}, recipe {job.recipe.name}, {job.recipe.epochs} epochs, "
             f"batch {job.recipe.batch_size}, seed {job.seed}",
             file=sys.stderr,
         )
-    with TrainingDisplay() as display:
+    with TrainingDisplay() as bar:
 
         def show(progress: "Progress") -> None:
             if speaks:
-                display(progress)
+                bar(progress)
 
         done = train(
             job.model,

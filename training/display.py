@@ -1,12 +1,11 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere; all on stderr."""
 
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 if TYPE_CHECKING:
@@ -68,31 +67,6 @@ class TrainingDisplay:
     def _line(self, text: str) -> None:
         self.printed = time.monotonic()
         self.console.print(text, soft_wrap=True)
-
-
-class TransferDisplay:
-    """Shows what a download reports: a label, bytes done, bytes in all."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
-        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.label = ""
-
-    def __call__(self, label: str, done: int, total: int | None) -> None:
-        """Show one report."""
-        if label != self.label:
-            self.label = label
-            if self.console.is_terminal:
-                self.bar.start()
-                self.task = self.bar.add_task(label)
-            else:
-                size = "" if total is None else f" ({total / 1e6:.0f} MB)"
-                print(f"{label}{size}", file=sys.stderr)
-        if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, total=total)
-            if done == total:
-                self.bar.stop()
 
 
 def step_text(progress: "Progress") -> str:

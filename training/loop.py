@@ -80,8 +80,7 @@ class Trainer:
         self.held_out, self.images, self.labels = self._place(data.train)
         self.steps = len(self.images) // recipe.batch_size  # the last partial batch is left out
         self._require_batches()
-        layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
-        self.plain = model.to(self.device).to(memory_format=layout)
+        self.plain = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.plain, recipe)
         self.network = accelerator.prepare_model(self.plain)
         self.average = make_average(self.plain, recipe)
@@ -259,7 +258,7 @@ class Trainer:
                 drawn,
                 mean=self.data.mean,
                 std=self.data.std,
-                channels_last=self.runtime.channels_last,
+                channels_last=True,
             )
             yield images, self.labels.index_select(0, rows)
 

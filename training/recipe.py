@@ -1,10 +1,11 @@
 """What decides a training result, and apart from it what decides only its speed."""
 
-import types
+import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from zoo.errors import ZooError, nearest
+from zoo.plain import from_plain
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "linear")
@@ -44,11 +45,11 @@ class Recipe:
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 2, "2 or more (batch norm needs two images)"),
             "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            "peak_lr": (self.peak_lr > 0, "above 0"),
+            "peak_lr": (0 < self.peak_lr < math.inf, "above 0 and finite"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "in [0, epochs)"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more and finite"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "crop_padding": (0 <= self.crop_padding < 32, "0 to 31 pixels"),
@@ -72,7 +73,7 @@ class Recipe:
             ZooError: a field is missing, unknown or out of range.
         """
         try:
-            return cls(**value)
+            return from_plain(cls, value, known_only=True)
         except (TypeError, ValueError) as reason:
             raise ZooError(f"this recipe cannot be read: {reason}") from None
 
@@ -83,7 +84,6 @@ class Runtime:
 
     device: str = "auto"  # "auto" takes the GPU of this process where there is one
     compile: bool = False  # torch.compile of model and loss
-    channels_last: bool = True
 
 
 def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
@@ -112,8 +112,7 @@ def with_settings(recipe: Recipe, settings: dict[str, str]) -> Recipe:
         raise ZooError(f"recipe {recipe.name!r}: {reason}") from None
 
 
-def _parse(name: str, text: str, hint: Any) -> Any:
-    kind = get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+def _parse(name: str, text: str, kind: type[Any]) -> Any:
     if kind is bool:
         values = {"true": True, "false": False}
         if text.lower() in values:

@@ -1,9 +1,10 @@
 """A training run from start to finish, and its folder."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
+from torch._dynamo.exc import TorchDynamoException
 
 from training.curves import draw_curves
 from training.loop import EpochMetrics, OnProgress, Progress, Trainer
@@ -23,9 +25,13 @@ from zoo.checkpoint import CURVES, META, METRICS, RECIPE, Checkpoint, DatasetInf
 from zoo.data import Dataset
 from zoo.doctor import require_kernels
 from zoo.environment import capture, git_commit
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, MachineError
 from zoo.files import write_atomic, write_json
 from zoo.models import create_model
+from zoo.session import tf32
+from zoo.signals import held_signals
+
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 def train(
@@ -55,7 +61,7 @@ def train(
         OSError: the folder cannot be written.
     """
     report = on_progress or (lambda progress: None)
-    with _accelerator(runtime) as accelerator:
+    with _accelerator(runtime) as accelerator, _one_line_errors(recipe):
         recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
         torch.manual_seed(seed)
         network = create_model(model, num_classes=data.num_classes)
@@ -73,6 +79,8 @@ def train(
 def _run(folder: "_Folder", trainer: Trainer, report: OnProgress) -> Checkpoint:
     epochs, steps = trainer.recipe.epochs, trainer.steps
     remaining = epochs - folder.done
+    if not remaining:  # stopped between the last epoch and the test images
+        return folder.finish()
     predicted = trainer.predicted_seconds(remaining)
     speed = remaining * steps * trainer.recipe.batch_size / predicted
     start = Progress(
@@ -100,6 +108,25 @@ def _run(folder: "_Folder", trainer: Trainer, report: OnProgress) -> Checkpoint:
 
 
 @contextmanager
+def _one_line_errors(recipe: Recipe) -> Iterator[None]:
+    """Name what helps where memory ran out or the compiler failed."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MachineError(
+            f"torch.compile failed ({reason}): go on without --compile, or see zoo-doctor"
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, RuntimeError) or OUT_OF_MEMORY.search(str(error)):
+            raise MachineError(
+                f"not enough memory for batches of {recipe.batch_size} images: "
+                "pass a smaller --batch-size"
+            ) from error
+        raise
+
+
+@contextmanager
 def _accelerator(runtime: Runtime) -> Iterator[Accelerator]:
     """The processes of this run, under its own random numbers; both are put back at the end."""
     cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
@@ -109,10 +136,9 @@ def _accelerator(runtime: Runtime) -> Iterator[Accelerator]:
     with torch.random.fork_rng(devices=devices):
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=cpu, mixed_precision="no")
-        if not cpu:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         try:
-            yield accelerator
+            with nullcontext() if cpu else tf32(allowed=True):
+                yield accelerator
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -128,13 +154,18 @@ class _Folder:
 
     @classmethod
     def create(cls, runs: Path, model: str, trainer: Trainer) -> "_Folder":
+        meta = _first_meta(model, trainer)
         path = [_claim(runs, f"{model}-s{trainer.seed}") if trainer.rank == 0 else None]
         if trainer.world > 1:
             broadcast_object_list(path)
         assert path[0] is not None
-        folder = cls(path[0], trainer, _first_meta(model, trainer), [])
+        folder = cls(path[0], trainer, meta, [])
         if trainer.rank == 0:
-            write_json(folder.path / RECIPE, trainer.recipe.to_json())
+            try:
+                write_json(folder.path / RECIPE, trainer.recipe.to_json())
+            except BaseException:
+                folder.close()
+                raise
         return folder
 
     @classmethod
@@ -142,10 +173,11 @@ class _Folder:
         require_same_recipe(path, trainer.recipe)
         meta = Checkpoint.open(path).meta
         _require_same(path, meta, _first_meta(model, trainer))
-        state = load_state(path)
-        trainer.load_state(state["trainer"])
-        lines = [EpochMetrics(**line) for line in state["metrics"]]
-        return cls(path, trainer, meta, lines)
+        lines = load_state(path, trainer)
+        folder = cls(path, trainer, meta, lines)
+        if meta.epochs_done != len(lines):  # stopped between the state and what follows from it
+            folder._store(lines)
+        return folder
 
     @property
     def done(self) -> int:
@@ -153,24 +185,28 @@ class _Folder:
         return len(self.lines)
 
     def keep(self, line: EpochMetrics) -> None:
-        """Store an epoch: weights where they are the best so far, facts, metrics, state."""
+        """Store an epoch: first the state, from which a resume makes the rest again."""
         lines = [*self.lines, line]
-        best = self.meta.val_top1 if self.lines else None
-        selected = best is None or line.val_top1 is None or line.val_top1 > best
+        with held_signals():
+            if self.trainer.rank == 0:
+                save_state(self.path, self.trainer, lines)
+            self._store(lines)
+
+    def _store(self, lines: list[EpochMetrics]) -> None:
+        """Weights, where the last epoch is the selected one, facts and metrics."""
+        chosen = max(lines, key=_rank)
         meta = replace(
             self.meta,
+            epoch=chosen.epoch,
+            val_top1=chosen.val_top1,
             epochs_done=len(lines),
             train_seconds=sum(e.train_seconds + e.evaluation_seconds for e in lines),
         )
-        if selected:
-            meta = replace(meta, epoch=line.epoch, val_top1=line.val_top1)
         if self.trainer.rank == 0:
-            weights = self.trainer.selected.state_dict() if selected else None
+            weights = self.trainer.selected.state_dict() if chosen is lines[-1] else None
             meta = save_run(self.path, meta, weights).meta
-            metrics = [asdict(e) for e in lines]
-            text = "".join(json.dumps(e) + "\n" for e in metrics)
+            text = "".join(json.dumps(asdict(e)) + "\n" for e in lines)
             write_atomic(self.path / METRICS, text)
-            save_state(self.path, {"trainer": self.trainer.state(), "metrics": metrics})
         self.meta, self.lines = meta, lines
 
     def finish(self) -> Checkpoint:
@@ -188,7 +224,8 @@ class _Folder:
             finished_at=_now(),
         )
         if trainer.rank == 0:
-            save_run(self.path, self.meta)
+            with held_signals():
+                save_run(self.path, self.meta)
         trainer.accelerator.wait_for_everyone()
         return Checkpoint(self.path, self.meta)
 
@@ -200,6 +237,11 @@ class _Folder:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
+
+
+def _rank(line: EpochMetrics) -> tuple[float, int]:
+    """Order of choice: the best on held-out images, of equals the first; else the last."""
+    return (0.0, line.epoch) if line.val_top1 is None else (line.val_top1, -line.epoch)
 
 
 def _claim(runs: Path, name: str) -> Path:

@@ -1,53 +1,64 @@
 """What a resumed run needs: one file, whole or absent, loaded without running code."""
 
 import io
-import pickle
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from training.loop import EpochMetrics, Trainer
 from training.recipe import Recipe
 from zoo.checkpoint import RECIPE, STATE
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, ZooError
 from zoo.files import read_json, write_atomic
+from zoo.plain import from_plain
 
 FILE = "last.pt"
 
 
-def save_state(run: Path, state: dict[str, Any]) -> None:
+def save_state(run: Path, trainer: Trainer, metrics: list[EpochMetrics]) -> None:
     """Replace the state of `run` by that of the epoch just done."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    lines = [asdict(line) for line in metrics]
+    torch.save({"trainer": trainer.state(), "metrics": lines}, buffer)
     write_atomic(run / STATE / FILE, buffer.getvalue())
 
 
-def load_state(run: Path) -> dict[str, Any]:
-    """The state of the last complete epoch, on the CPU.
+def load_state(run: Path, trainer: Trainer) -> list[EpochMetrics]:
+    """Put `trainer` where the last complete epoch left it; return the metrics up to there.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is no state, or it is damaged.
     """
     file = run / STATE / FILE
     if not file.is_file():
         raise CheckpointError(f"{run} cannot be resumed: {file} does not exist; train again")
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as reason:
-        line = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        metrics = [from_plain(EpochMetrics, line) for line in state["metrics"]]
+        if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)) or not metrics:
+            raise ValueError("its epochs are not 1, 2, 3...")
+        trainer.load_state(state["trainer"])
+    except Exception as reason:  # whatever a damaged file makes torch raise
+        line = (str(reason) or type(reason).__name__).splitlines()[0]
         raise CheckpointError(f"{file} is damaged ({line}): train again") from None
-    return state
+    return metrics
 
 
 def stored_recipe(run: Path) -> Recipe:
     """The resolved recipe of a run.
 
     Raises:
-        CheckpointError: the folder is no run.
+        CheckpointError: the folder is no run, or its recipe is damaged.
     """
     if not (run / RECIPE).is_file():
         raise CheckpointError(f"{run} cannot be resumed: it holds no {RECIPE}")
-    return Recipe.from_json(read_json(run / RECIPE, CheckpointError))
+    try:
+        return Recipe.from_json(read_json(run / RECIPE, CheckpointError))
+    except CheckpointError:
+        raise
+    except ZooError as reason:
+        raise CheckpointError(f"{run / RECIPE}: {reason}; train again") from None
 
 
 def require_same_recipe(run: Path, recipe: Recipe) -> None:

@@ -1,8 +1,9 @@
 """A run folder: weights without pickles, and the facts that belong to them."""
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from zoo.errors import CheckpointError
-from zoo.files import read_json, sha256_file, write_atomic, write_json
+from zoo.files import atomic_file, read_json, sha256_file, write_json
+from zoo.plain import from_plain
 
 if TYPE_CHECKING:
     from zoo.data import Dataset
@@ -159,17 +161,20 @@ def load_weights(
 
 
 def save_run(path: Path, meta: RunMeta, tensors: Mapping[str, Tensor] | None = None) -> Checkpoint:
-    """Write the weights, where given, and then the facts that point to them.
+    """Write the weights, where given, and the facts that point to them.
 
-    A reader between the two writes finds a digest that does not fit and says so; it never takes
-    new weights for old.
+    Both files are complete under temporary names before either replaces an older one. A reader
+    between the two renames finds a digest that does not fit; it never takes new weights for old.
     """
-    if tensors is not None:
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        data = safetensors.torch.save(plain)
-        write_atomic(path / WEIGHTS, data)
-        meta = replace(meta, weights_sha256=hashlib.sha256(data).hexdigest())
-    write_json(path / META, asdict(meta))
+    if tensors is None:
+        write_json(path / META, asdict(meta))
+        return Checkpoint(path, meta)
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    data = safetensors.torch.save(plain)
+    meta = replace(meta, weights_sha256=hashlib.sha256(data).hexdigest())
+    with atomic_file(path / META) as facts, atomic_file(path / WEIGHTS) as weights:
+        weights.write_bytes(data)
+        facts.write_text(json.dumps(asdict(meta), indent=1, allow_nan=False) + "\n")
     return Checkpoint(path, meta)
 
 
@@ -178,36 +183,44 @@ def all_runs(runs: Path) -> list[Path]:
     return sorted(file.parent for file in runs.glob(f"*/{META}"))
 
 
+def complete_runs(runs: Path) -> list[Checkpoint]:
+    """The complete runs below `runs`, the newest last; folders that are damaged are passed over.
+
+    Raises:
+        CheckpointError: there is none; if one is damaged, this says how.
+    """
+    found: list[Checkpoint] = []
+    damaged: list[CheckpointError] = []
+    for path in all_runs(runs):
+        try:
+            found.append(Checkpoint.open(path))
+        except CheckpointError as error:
+            damaged.append(error)
+    complete = [run for run in found if run.meta.finished_at is not None]
+    if not complete and damaged:
+        raise damaged[0]
+    if not complete:
+        raise CheckpointError(f"no complete run in {runs}: train one with zoo-train MODEL")
+    return sorted(complete, key=lambda run: (run.meta.finished_at or "", run.path.name))
+
+
 def newest_run(runs: Path) -> Path:
     """The complete run with the latest `finished_at`.
 
     Raises:
         CheckpointError: there is none.
     """
-    finished = {}
-    for path in all_runs(runs):
-        meta = Checkpoint.open(path).meta
-        if meta.finished_at is not None:
-            finished[meta.finished_at, path.name] = path
-    if not finished:
-        raise CheckpointError(f"no complete run in {runs}: train one with zoo-train MODEL")
-    return finished[max(finished)]
+    return complete_runs(runs)[-1].path
 
 
 def _meta(file: Path) -> RunMeta:
     value = read_json(file, CheckpointError)
     try:
-        if value["schema"] > SCHEMA:
+        schema = value["schema"]
+        if schema > SCHEMA:
             raise CheckpointError(
-                f"{file} has schema {value['schema']}, this version reads up to {SCHEMA}: "
-                "update cifar-zoo"
+                f"{file} has schema {schema}, this version reads up to {SCHEMA}: update cifar-zoo"
             )
-        dataset = value["dataset"]
-        listed: dict[str, Any] = {
-            field.name: tuple(item) if isinstance(item := dataset[field.name], list) else item
-            for field in fields(DatasetInfo)
-        }
-        known: dict[str, Any] = {field.name: value[field.name] for field in fields(RunMeta)}
-        return RunMeta(**known | {"dataset": DatasetInfo(**listed)})
-    except (KeyError, TypeError) as reason:
-        raise CheckpointError(f"{file} is not the meta.json of a run ({reason!r})") from None
+        return from_plain(RunMeta, value)
+    except (KeyError, TypeError, ValueError) as reason:
+        raise CheckpointError(f"{file} is not the meta.json of a run ({reason})") from None

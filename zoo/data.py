@@ -26,8 +26,8 @@ STD: Channels = (0.2675, 0.2565, 0.2761)
 MINI, FOLDER_PREFIX = "cifar100-mini", "folder:"
 DATASETS = ("cifar100", MINI, "cifar10")  # and folder:PATH
 
-# Content digests, computed from the real data. CIFAR-10 has none here, as its data were not at
-# hand: its official archive is checked by torchvision's MD5, the mirror by counts per class only.
+# Content digests, computed from the real data. CIFAR-10 has none
+# yet: its official archive is checked by torchvision's MD5, the mirror by counts per class only.
 DIGESTS = {
     "cifar100": "0f32efd6bfa6c6b1875d3f56d3d994054b5bdd262a56e613960801ef7ddfd2ed",
     MINI: "daef2567bf6c921fbed5de1f031a1d3f8dba197e702469862eda14383f0885ed",

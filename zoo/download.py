@@ -1,7 +1,7 @@
 """Fetch a published data set: the official archive first, a mirror second, both resumable.
 
-Not exercised against the live hosts: they could not be reached where this was written. The tests
-run this code against a local server that cuts connections, ignores ranges and serves both formats.
+Untested against the live hosts. The tests run this code against a local server that cuts
+connections, ignores ranges and serves both formats.
 """
 
 import hashlib

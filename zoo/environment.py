@@ -5,9 +5,11 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from zoo.plain import from_plain
 
 # What a kernel library may choose its code by; other CPU flags do not matter here.
 ISA_FLAGS = (
@@ -48,9 +50,7 @@ class Environment:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Environment":
         """Read what `to_json` wrote; unknown fields of later versions are dropped."""
-        known = {field.name for field in fields(cls)}
-        kept = {name: item for name, item in value.items() if name in known}
-        return cls(**kept | {"cpu_flags": tuple(kept["cpu_flags"])})
+        return from_plain(cls, value)
 
 
 def capture(device: str = "cpu") -> Environment:

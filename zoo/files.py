@@ -30,7 +30,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         part.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a write does not tell which file
+        if error.errno is not None and error.filename in (None, str(part)):  # not the user's name
             error.filename = str(path)
         raise
     finally:

@@ -1,7 +1,8 @@
 """Running a model for inference: the protocol of all backends, and torch's own two."""
 
-import shutil
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint
 from zoo.doctor import require_kernels
 from zoo.errors import MachineError
+from zoo.machine import compiler, has_python_headers
 
 
 class InferenceSession(Protocol):
@@ -50,7 +52,8 @@ class EagerSession:
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of one batch."""
-        with torch.inference_mode():
+        exact = tf32(allowed=False) if self.device.startswith("cuda") else nullcontext()
+        with torch.inference_mode(), exact:
             return self._forward(images.contiguous(memory_format=torch.channels_last))
 
     def synchronize(self) -> None:
@@ -74,22 +77,37 @@ class CompiledSession(EagerSession):
         self.model.compile(dynamic=False)
 
 
+@contextmanager
+def tf32(*, allowed: bool) -> Iterator[None]:
+    """Let a GPU round fp32 products to TF32, or keep it from that, within the block."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
+
+
 def require_compiler(device: str) -> None:
     """Check what torch.compile needs on `device`.
 
     Raises:
-        MachineError: torch.compile on a CPU finds no C++ compiler.
+        MachineError: torch.compile on a CPU finds no C++ compiler, or no Python.h.
     """
     if device.startswith("cuda"):
         return
-    from torch._inductor import config
-
-    listed = config.cpp.cxx
-    candidates = listed if isinstance(listed, list | tuple) else (listed,)
-    if not any(shutil.which(name) for name in candidates if name):
+    if compiler() is None:
         raise MachineError(
             "torch.compile on a CPU needs a C++ compiler and none was found: install g++ "
             "(or point CXX at one), or go on without --compile"
+        )
+    if not has_python_headers():
+        raise MachineError(
+            "torch.compile on a CPU needs Python.h and it was not found: install your system's "
+            "python3-dev, or go on without --compile"
         )
 
 
