@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from torch._dynamo.exc import TorchDynamoException
 
 from training.curves import draw_curves
 from training.loop import EpochMetrics, OnProgress, Progress, Trainer
@@ -31,6 +30,7 @@ from zoo.models import create_model
 from zoo.session import tf32
 from zoo.signals import held_signals
 
+COMPILER = ("torch._dynamo", "torch._inductor")  # modules of its errors; importing them takes long
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -112,16 +112,16 @@ def _one_line_errors(recipe: Recipe) -> Iterator[None]:
     """Name what helps where memory ran out or the compiler failed."""
     try:
         yield
-    except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MachineError(
-            f"torch.compile failed ({reason}): go on without --compile, or see zoo-doctor"
-        ) from error
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, RuntimeError) or OUT_OF_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             raise MachineError(
                 f"not enough memory for batches of {recipe.batch_size} images: "
                 "pass a smaller --batch-size"
+            ) from error
+        if type(error).__module__.startswith(COMPILER):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise MachineError(
+                f"torch.compile failed ({reason}): go on without --compile, or see zoo-doctor"
             ) from error
         raise
 
