@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from training.display import TrainingDisplay, duration
+from training.display import TrainingDisplay, duration, step_text
 from training.loop import EpochMetrics, Progress
 from zoo.display import TransferDisplay
 
@@ -62,6 +62,21 @@ def test_training_is_told_in_plain_lines(
         "about 640 img/s",
         "epoch 1/2  640 img/s  loss 3.250  train 12.50%  val 25.00%  1:01 left",
     ]
+
+
+def test_the_bar_tells_speed_loss_accuracy_and_time_left() -> None:
+    progress = Progress(
+        epoch=1,
+        epochs=2,
+        step=5,
+        steps=10,
+        seconds_left=75.0,
+        images_per_s=640.4,
+        loss=3.3,
+        top1=0.1234,
+    )
+
+    assert step_text(progress) == "640 img/s  loss 3.300  train 12.34%  1:15 left"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3600, "1:00:00")])

@@ -70,10 +70,11 @@ class TrainingDisplay:
 
 
 def step_text(progress: "Progress") -> str:
-    """Speed, loss and time left within an epoch."""
+    """Speed, loss, accuracy and time left within an epoch."""
     loss = "" if progress.loss is None else f"  loss {progress.loss:.3f}"
+    top1 = "" if progress.top1 is None else f"  train {progress.top1:.2%}"
     left = duration(progress.seconds_left)
-    return f"{progress.images_per_s:.0f} img/s{loss}  {left} left"
+    return f"{progress.images_per_s:.0f} img/s{loss}{top1}  {left} left"
 
 
 def epoch_line(progress: "Progress") -> str:

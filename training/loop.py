@@ -37,6 +37,7 @@ class Progress:
     seconds_left: float  # of the whole run, evaluation included
     images_per_s: float  # training images, of this epoch so far
     loss: float | None = None  # mean over the epoch so far
+    top1: float | None = None  # of the augmented images, over the epoch so far
     metrics: "EpochMetrics | None" = None  # at the end of an epoch
 
 
@@ -162,6 +163,7 @@ class Trainer:
                         seconds_left=left + (self.recipe.epochs - epoch) * seconds_per_epoch,
                         images_per_s=speed,
                         loss=loss_sum.item() / (step + 1),
+                        top1=hits.item() / (step + 1),
                     )
                 )
         self._synchronize()

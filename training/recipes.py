@@ -12,6 +12,7 @@ STUDY = Recipe(name="study", epochs=300, batch_size=1024, peak_lr=0.1, weight_de
 
 # zoo-train resnet_20 --recipe quick --compile
 # One cycle, up and down, with the light augmentation that a small network can use in few epochs.
+# 60.95% top-1 with one seed, in 16 minutes on two threads of an AMD EPYC (bench_results/runs/).
 QUICK = Recipe(
     name="quick",
     epochs=15,
