@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STARTED = time.time()
+
+# A shell that starts its jobs in the background lets them ignore Ctrl-C, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

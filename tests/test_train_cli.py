@@ -186,7 +186,11 @@ def test_a_signal_keeps_the_last_complete_epoch(
         time.sleep(0.05)
 
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, err = process.communicate()
 
     assert process.returncode == code, err
     assert "Traceback" not in err
