@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.target import MAX_BATCH, require
-from zoo.errors import ArtifactError, MachineError
+from zoo.errors import ArtifactError, MachineError, first_line
 from zoo.session import InferenceSession
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class OnnxTarget:
         try:
             onnx.checker.check_model(proto, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
-            raise MachineError(f"the ONNX checker refused the model: {_line(reason)}") from None
+            raise MachineError(
+                f"the ONNX checker refused the model: {first_line(reason)}"
+            ) from None
         path.write_bytes(proto.SerializeToString(deterministic=True))
 
     def open(self, path: Path, *, device: str) -> InferenceSession:
@@ -107,9 +109,8 @@ class OnnxSession:
         self._path = path
         self._session = _open(path, device)
         self.runtime = f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}"
-        self.input_shape = (
-            self._input_shape()
-        )  # (B, C, H, W); a name or None where the axis is free
+        # (B, C, H, W); a name or None where the axis is free
+        self.input_shape = self._input_shape()
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of one batch.
@@ -126,7 +127,7 @@ class OnnxSession:
         except Exception as reason:  # ONNX Runtime's own classes share no other base
             raise MachineError(
                 f"{self._path}, whose input is {self.input_shape}, did not run on images of shape "
-                f"{tuple(images.shape)}: {_line(reason)}"
+                f"{tuple(images.shape)}: {first_line(reason)}"
             ) from None
         return torch.from_numpy(logits)
 
@@ -182,7 +183,7 @@ def _trace(model: nn.Module, example: Tensor) -> "onnx.ModelProto":
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as reason:
-        raise MachineError(f"torch cannot write this model as ONNX: {_line(reason)}") from None
+        raise MachineError(f"torch cannot write this model as ONNX: {first_line(reason)}") from None
     assert program is not None  # None only for dynamo=False
     return program.model_proto
 
@@ -216,7 +217,7 @@ def _open(path: Path, device: str) -> Any:
             str(path), settings, providers=[wanted], provider_options=[options]
         )
     except Exception as reason:  # ONNX Runtime's own classes share no other base
-        raise ArtifactError(f"ONNX Runtime cannot open {path}: {_line(reason)}") from None
+        raise ArtifactError(f"ONNX Runtime cannot open {path}: {first_line(reason)}") from None
     if session.get_providers()[0] != wanted:
         raise _no_provider(path, wanted)
     return session
@@ -277,9 +278,3 @@ def _node_tensors(nodes: Any) -> Iterator["onnx.TensorProto"]:
             yield from (attribute.t, *attribute.tensors)
             for graph in (attribute.g, *attribute.graphs):
                 yield from _tensors(graph)
-
-
-def _line(reason: Exception) -> str:
-    """The first line of an error that may have many."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    return lines[0] if lines else type(reason).__name__

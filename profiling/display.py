@@ -1,15 +1,13 @@
 """A benchmark as people see it: a live bar on a terminal, plain lines elsewhere; on stderr."""
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.progress import TextColumn, TimeElapsedColumn
 
 from profiling.record import FAILED, OK, SKIPPED
 from profiling.tables import aligned, mebibytes, millions, number, percent
+from zoo.display import LiveDisplay
 
 if TYPE_CHECKING:
     from profiling.record import Measurement
@@ -19,34 +17,16 @@ NAME_COLUMNS = 2  # of `results`
 STEPS = 1000  # of the bar
 
 
-class BenchDisplay:
+class BenchDisplay(LiveDisplay):
     """Shows what `profiling.benchmark` reports."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal)
+        super().__init__(TimeElapsedColumn(), TextColumn("{task.fields[text]}"))
         self.task = self.bar.add_task("starting", text="", total=STEPS)
-
-    def __enter__(self) -> "BenchDisplay":
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
 
     def __call__(self, progress: "Progress") -> None:
         """Show one report."""
+        self.bar.start()
         where = progress.subject.backend
         if progress.batch is not None:
             where += f" b{progress.batch}"

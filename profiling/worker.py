@@ -6,7 +6,6 @@ Libraries that print find stderr there instead, and nobody but this module reads
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
 from pkgutil import resolve_name
@@ -160,8 +159,6 @@ def _private_pipes() -> tuple[TextIO, TextIO]:
 
 def main() -> None:
     """Serve until stdin closes, which is also how the death of the parent looks."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent held them when it started us
     requests, answers = _private_pipes()
     worker = Worker()
     for line in requests:

@@ -1,12 +1,11 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere; all on stderr."""
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import TextColumn
+
+from zoo.display import LiveDisplay
 
 if TYPE_CHECKING:
     from training.loop import Progress
@@ -14,31 +13,13 @@ if TYPE_CHECKING:
 LINE_SECONDS = 60.0  # between two plain lines within an epoch
 
 
-class TrainingDisplay:
+class TrainingDisplay(LiveDisplay):
     """Shows what `training.train` reports."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
-        )
-        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal)
+        super().__init__(TextColumn("{task.fields[text]}"))
         self.task = self.bar.add_task("", text="", visible=False)
         self.printed = time.monotonic()
-
-    def __enter__(self) -> "TrainingDisplay":
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
 
     def __call__(self, progress: "Progress") -> None:
         """Show one report."""
@@ -50,6 +31,7 @@ class TrainingDisplay:
         elif progress.metrics is not None:
             self._line(epoch_line(progress))
         elif self.console.is_terminal:
+            self.bar.start()
             self.bar.update(
                 self.task,
                 visible=True,

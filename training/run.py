@@ -24,7 +24,7 @@ from zoo.checkpoint import CURVES, META, METRICS, RECIPE, Checkpoint, DatasetInf
 from zoo.data import Dataset
 from zoo.doctor import require_kernels
 from zoo.environment import capture, git_commit
-from zoo.errors import CheckpointError, MachineError
+from zoo.errors import CheckpointError, MachineError, first_line
 from zoo.files import write_atomic, write_json
 from zoo.models import create_model
 from zoo.session import tf32
@@ -119,9 +119,9 @@ def _one_line_errors(recipe: Recipe) -> Iterator[None]:
                 "pass a smaller --batch-size"
             ) from error
         if type(error).__module__.startswith(COMPILER):
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MachineError(
-                f"torch.compile failed ({reason}): go on without --compile, or see zoo-doctor"
+                f"torch.compile failed ({first_line(error)}): "
+                "go on without --compile, or see zoo-doctor"
             ) from error
         raise
 
@@ -213,12 +213,12 @@ class _Folder:
         """Measure the selected weights on the test images, once, and complete the folder."""
         trainer = self.trainer
         trainer.accelerator.wait_for_everyone()
-        tensors = Checkpoint.open(self.path).state_dict()
-        trainer.selected.load_state_dict(tensors)
+        stored = Checkpoint.open(self.path)  # by the first process, which alone writes
+        trainer.selected.load_state_dict(stored.state_dict())
         found = trainer.evaluate(trainer.data.test)
         self.meta = replace(
             self.meta,
-            weights_sha256=Checkpoint.open(self.path).meta.weights_sha256,
+            weights_sha256=stored.meta.weights_sha256,
             test_top1=found.top1,
             test_top5=found.top5,
             finished_at=_now(),

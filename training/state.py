@@ -9,7 +9,7 @@ import torch
 from training.loop import EpochMetrics, Trainer
 from training.recipe import Recipe
 from zoo.checkpoint import RECIPE, STATE
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError, ZooError, first_line
 from zoo.files import read_json, write_atomic
 from zoo.plain import from_plain
 
@@ -40,8 +40,7 @@ def load_state(run: Path, trainer: Trainer) -> list[EpochMetrics]:
             raise ValueError("its epochs are not 1, 2, 3...")
         trainer.load_state(state["trainer"])
     except Exception as reason:  # whatever a damaged file makes torch raise
-        line = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise CheckpointError(f"{file} is damaged ({line}): train again") from None
+        raise CheckpointError(f"{file} is damaged ({first_line(reason)}): train again") from None
     return metrics
 
 

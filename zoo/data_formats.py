@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.errors import DataError
+from zoo.errors import DataError, first_line
 from zoo.files import read_json
 
 Arrays = dict[str, NDArray[Any]]  # "train_images", "train_fine", "train_coarse", "test_images" ...
@@ -97,7 +97,7 @@ def read_archive(path: Path, layout: Layout) -> Arrays:
                     assert stream is not None  # a regular file
                     tables[name] = unpickle(stream, f"{path} ({member.name})")
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as reason:
-        raise DataError(f"{path} is not a whole .tar.gz archive ({_first_line(reason)})") from None
+        raise DataError(f"{path} is not a whole .tar.gz archive ({first_line(reason)})") from None
     missing = sorted(set(_members(layout)) - set(tables))
     if missing:
         raise DataError(f"{path} has no {layout.folder}/{missing[0]}")
@@ -128,7 +128,7 @@ def read_parquet(paths: Mapping[str, Path], layout: Layout) -> Arrays:
             for level_name, level in zip(LEVELS, labels, strict=False):
                 arrays[f"{split}_{level_name}"] = np.array(level, dtype=np.int64)
         except (ArrowException, OSError, SyntaxError, *_WRONG_COLUMNS) as reason:
-            detail = f"{', '.join(columns)} ({_first_line(reason)})"
+            detail = f"{', '.join(columns)} ({first_line(reason)})"
             raise DataError(f"{path} is not parquet with the columns {detail}") from None
     return _checked(arrays, layout, lambda stem: f"{paths[stem.partition('_')[0]]} ({stem})")
 
@@ -144,7 +144,7 @@ def unpickle(stream: IO[bytes], place: str) -> dict[str, Any]:
         table = _ArrayUnpickler(stream, encoding="latin1").load()
     except Exception as reason:  # a damaged pickle can raise nearly anything
         raise DataError(
-            f"{place} is not a table of arrays in Python's pickle ({_first_line(reason)})"
+            f"{place} is not a table of arrays in Python's pickle ({first_line(reason)})"
         ) from None
     if not isinstance(table, dict):
         raise DataError(f"{place} holds a {type(table).__name__} where a table was expected")
@@ -208,7 +208,7 @@ def _load_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing beside the other decoded arrays") from None
     except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as reason:
-        raise DataError(f"{path} is not a whole .npy file ({_first_line(reason)})") from None
+        raise DataError(f"{path} is not a whole .npy file ({first_line(reason)})") from None
     return array
 
 
@@ -311,7 +311,3 @@ def _decode(image: bytes) -> NDArray[np.uint8]:
     if pixels.shape != IMAGE_SHAPE:
         raise ValueError(f"an image has shape {pixels.shape}")
     return pixels
-
-
-def _first_line(reason: Exception) -> str:
-    return (str(reason) or type(reason).__name__).splitlines()[0]

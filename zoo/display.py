@@ -1,21 +1,28 @@
-"""Progress of a download: a live bar on a terminal, plain lines elsewhere; on stderr."""
+"""Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn
+
+BAR_WIDTH = 24
 
 
-class TransferDisplay:
-    """Shows what `zoo.data.load_dataset` reports: a label, bytes done, bytes in all."""
+class LiveDisplay:
+    """A bar from the first report to the end of the `with` block, on a terminal only."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.tasks: dict[str, TaskID] = {}
+    def __init__(self, *columns: ProgressColumn) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=BAR_WIDTH),
+            *columns,
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
 
-    def __enter__(self) -> "TransferDisplay":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -25,6 +32,14 @@ class TransferDisplay:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
+
+
+class TransferDisplay(LiveDisplay):
+    """Shows what `zoo.data.load_dataset` reports: a label, bytes done, bytes in all."""
+
+    def __init__(self) -> None:
+        super().__init__(DownloadColumn())
+        self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, label: str, done: int, total: int | None) -> None:
         """Show one report."""

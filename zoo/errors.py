@@ -57,3 +57,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"choose one of {', '.join(names)}"
+
+
+def first_line(reason: BaseException) -> str:
+    """The first line of an error that may have many; its class where it says nothing."""
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    return lines[0] if lines else type(reason).__name__
