@@ -2,7 +2,7 @@
 # make test   every feature once, against the installed package (under 10 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4,
+# bench, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4,
 # TESTS=tests/test_doctor.py.
 
 PYTHON ?= python3
@@ -31,6 +31,10 @@ DEMO_REPORT = --out report
 # The committed report, from the committed records.
 REPORT = bench_results --out bench_results/report --readme bench_results/README.md
 
+# The forward times of the whole zoo, a study with a report of its own.
+ZOO_SPEED = bench_results/zoo
+ZOO_BENCH = --backend eager --threads 1 --batch 1,8 --budget 2.5
+
 # ---------------------------------------------------------------------------------------------
 PYTHON_VERSION := $(shell { $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } 2>/dev/null)
 PYTHONS = 3.11 3.12 3.13$(if $(filter v100,$(STACK)),, 3.14)
@@ -49,7 +53,7 @@ RUN = env -u PYTHONPATH PYTHONSAFEPATH=1 "$(VENV)/bin/python" -m
 PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-ci-extra check bench report setup clean FORCE
+.PHONY: demo test test-all test-ci-extra check bench zoo-speed short-training report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -77,6 +81,14 @@ check: $(DEPENDENCIES)
 
 bench: setup
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:xdist tests/benchmarks
+
+zoo-speed: setup # a quarter of an hour alone on the machine; a network that fails is in the README
+	rm -rf $(ZOO_SPEED)/records
+	OMP_NUM_THREADS=1 "$(VENV)/bin/zoo-bench" --zoo $(ZOO_BENCH) --out $(ZOO_SPEED) || [ $$? -eq 1 ]
+	OMP_NUM_THREADS=1 $(RUN) profiling.explain $(ZOO_SPEED)
+
+short-training: setup # an hour of one core; what has a record already is left
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/short_training.py
 
 report: setup
 	"$(VENV)/bin/zoo-report" $(REPORT)

@@ -43,4 +43,5 @@ export = partial(_call, "zoo-export", "export.cli:main")
 evaluate = partial(_call, "zoo-eval", "export.cli:main_eval")
 bench = partial(_call, "zoo-bench", "profiling.cli:main")
 report = partial(_call, "zoo-report", "profiling.cli:main_report")
+list_models = partial(_call, "zoo-list", "zoo.cli:main_list", needs=("zoo",))
 doctor = partial(_call, "zoo-doctor", "zoo.cli:main_doctor", needs=("zoo",))  # reports on the rest

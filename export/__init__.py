@@ -47,12 +47,14 @@ def export_model(
     precision: str = "fp32",
     data: "Dataset",
     device: str = "cpu",
+    allow: str | None = None,
 ) -> "Artifact":
     """Write a run's model in another format, prove it, and leave a manifest beside it.
 
     `data` is the data set that the run was trained on: parity and accuracy are measured on its test
     split. `device` is where the artifact runs for that; the reference is always eager on the CPU.
-    An artifact of the same target and precision is replaced.
+    An artifact of the same target and precision is replaced. A run of somebody's own network,
+    named package.module:function, is opened only where `allow` repeats that name.
 
     Raises:
         ZooError: the run, the target, the precision or the data set does not fit.
@@ -66,7 +68,9 @@ def export_model(
     from zoo.checkpoint import Checkpoint
 
     checkpoint = run if isinstance(run, Checkpoint) else Checkpoint.open(run)
-    return write_artifact(checkpoint, writer, precision=precision, data=data, device=device)
+    return write_artifact(
+        checkpoint, writer, precision=precision, data=data, device=device, allow=allow
+    )
 
 
 def load_target(name: str) -> "ExportTarget":

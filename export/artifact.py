@@ -11,6 +11,7 @@ from zoo.errors import ArtifactError
 from zoo.evaluate import Accuracy
 from zoo.files import read_json, sha256_file
 from zoo.plain import from_plain
+from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
 SCHEMA = 1
@@ -30,13 +31,19 @@ class Artifact:
     model: str
     source_weights_sha256: str
     recipe_sha256: str
-    dataset: DatasetInfo  # the normalisation and the class names are in here
+    dataset: DatasetInfo  # the class names are in here
     parity: Parity  # against eager on the CPU
     accuracy: Accuracy  # on the whole test split
     versions: dict[str, str]  # of the packages that wrote and ran it
     environment: dict[str, Any]
     created_at: str  # ISO 8601, UTC
+    preprocessing: Preprocessing | None = None  # None in older ones: see input_preprocessing
     schema: int = SCHEMA
+
+    @property
+    def input_preprocessing(self) -> Preprocessing:
+        """What the file is fed with; older ones knew 32x32 pixels and their data set only."""
+        return self.preprocessing or Preprocessing.of(self.dataset)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest; of the path only the file's name is kept."""

@@ -101,6 +101,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="of a run of package.module:function: repeat its name to have the module imported",
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -113,6 +118,7 @@ def _export(args: argparse.Namespace) -> int:
     from zoo.doctor import require_kernels
 
     run = Checkpoint.open(_path(args))
+    run.require_consent(args.model)
     require_kernels(args.device)
     targets, codes = [], []
     for target in args.to:
@@ -127,7 +133,12 @@ def _export(args: argparse.Namespace) -> int:
         _say(f"exporting {run.path} to {target} {precision}")
         try:
             artifact = export_model(
-                run, target=target, precision=precision, data=data, device=args.device
+                run,
+                target=target,
+                precision=precision,
+                data=data,
+                device=args.device,
+                allow=args.model,
             )
         except (ZooError, OSError) as error:
             codes.append(_report(error))
@@ -149,17 +160,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     is_artifact = path.is_file() or path.suffix in ARTIFACT_SUFFIXES
     source = find_artifact(path) if is_artifact else Checkpoint.open(path).meta
     require_kernels(args.device)
-    session = (open_artifact if is_artifact else open_eager)(str(path), args.device)
-    info = source.dataset
-    data = _dataset(info.name, args)
-    check_dataset(path, info, data)
+    if is_artifact:
+        session = open_artifact(str(path), args.device)
+    else:
+        session = open_eager(str(path), args.device, allow=args.model)
+    data = _dataset(source.dataset.name, args)
+    check_dataset(path, source.dataset, data)
     result = evaluate_scores(
         session,
         data,
         model=source.model,
         subject=str(path),
-        mean=info.mean,
-        std=info.std,
+        preprocessing=source.input_preprocessing,
         batch=args.batch,
     )
     print(json.dumps(result.to_json(), indent=1) if args.json else table(result))

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import MachineError
+from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
 IMAGES = 1000  # of the test split, or all where there are fewer
@@ -66,16 +68,23 @@ def compare(reference: Tensor, candidate: Tensor, *, tolerance: float) -> Parity
     )
 
 
-def batched_logits(session: InferenceSession, images: Tensor) -> Tensor:
+def batched_logits(
+    session: InferenceSession, images: np.ndarray, preprocessing: Preprocessing
+) -> Tensor:
     """Logits of a session, in batches of 1, of 5 and of 256, the last one as it comes.
 
+    Batches are prepared one by one and on the CPU, so that every session sees the same numbers:
+    1,000 images of 224 pixels would take 600 MB at once.
+
     Shapes:
-        (N, 3, H, W) normalised -> (N, K), on the CPU.
+        (N, H, W, 3) uint8 -> (N, K) float32, on the CPU.
     """
-    batches = torch.split(images, _sizes(len(images)))
-    parts = [session.run(batch.to(session.device)) for batch in batches]
-    session.synchronize()
-    return torch.cat([part.float().cpu() for part in parts])
+    parts, start = [], 0
+    for size in _sizes(len(images)):
+        batch = preprocessing.to_batch(images[start : start + size])
+        parts.append(session.run(batch.to(session.device)).float().cpu())
+        start += size
+    return torch.cat(parts)
 
 
 def _sizes(count: int) -> list[int]:

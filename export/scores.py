@@ -9,6 +9,7 @@ import numpy as np
 from zoo.data import Dataset
 from zoo.errors import MachineError
 from zoo.evaluate import accuracy, predict
+from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
 WIDTH = 80  # columns of the printed table
@@ -65,18 +66,17 @@ def evaluate_scores(
     *,
     model: str,
     subject: str,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     batch: int = 256,
 ) -> Evaluation:
     """Score a session on the test split of `data`.
 
-    `mean` and `std` are those that the model was trained with, from its run or manifest.
+    `preprocessing` is what the model was trained with, from its run or manifest.
 
     Raises:
         MachineError: the session gives NaN or infinite logits.
     """
-    logits = predict(session, data.test.images, mean=mean, std=std, batch=batch)
+    logits = predict(session, data.test.images, preprocessing, batch=batch)
     if not logits.isfinite().all():
         raise MachineError(f"{subject} gives NaN or infinite logits: it has no accuracy")
     total = accuracy(logits, data.test.fine)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
 from zoo.environment import capture
 from zoo.errors import DataError, MachineError
-from zoo.evaluate import evaluate, to_batch
+from zoo.evaluate import evaluate
 from zoo.files import atomic_file, sha256_file
 from zoo.session import EagerSession
 
@@ -23,9 +24,17 @@ INPUT_LAYOUT = "NCHW float32 normalised"
 
 
 def write_artifact(
-    run: Checkpoint, target: ExportTarget, *, precision: str, data: Dataset, device: str
+    run: Checkpoint,
+    target: ExportTarget,
+    *,
+    precision: str,
+    data: Dataset,
+    device: str,
+    allow: str | None = None,
 ) -> Artifact:
     """Write a run's model as `target` and prove it on the test split.
+
+    `allow` is that of `Checkpoint.model`.
 
     The file and its manifest are complete under temporary names before either replaces an older
     one, the manifest last.
@@ -34,18 +43,20 @@ def write_artifact(
         DataError: `data` is not what the run was trained on.
         MachineError: the file does not compute what the model computes.
     """
-    info = run.meta.dataset
+    info, preprocessing = run.meta.dataset, run.meta.input_preprocessing
     check_dataset(run.path, info, data)
-    model = run.model()
-    images = to_batch(data.test.images[:IMAGES], info.mean, info.std)
-    reference = _reference(run, batched_logits(EagerSession(model), images))
+    model = run.model(allow=allow)
+    stored = data.test.images[:IMAGES]
+    reference = _reference(run, batched_logits(EagerSession(model), stored, preprocessing))
     path = artifact_path(run.path, target.name, precision, target.suffix)
     with atomic_file(manifest_path(path)) as manifest, atomic_file(path) as part:
-        example = images[:2].contiguous()
+        example = preprocessing.to_batch(stored[:2]).contiguous()
         target.export(model, example, part, precision=precision, metadata=_metadata(run, precision))
         session = target.open(part, device=device)
         parity = compare(
-            reference, batched_logits(session, images), tolerance=target.tolerance[precision]
+            reference,
+            batched_logits(session, stored, preprocessing),
+            tolerance=target.tolerance[precision],
         )
         if not parity.passed:
             raise MachineError(f"{path}: {_failure(parity)}: it was not written")
@@ -60,12 +71,11 @@ def write_artifact(
             recipe_sha256=_recipe_sha256(run),
             dataset=info,
             parity=parity,
-            accuracy=evaluate(
-                session, data.test.images, data.test.fine, mean=info.mean, std=info.std
-            ),
+            accuracy=evaluate(session, data.test.images, data.test.fine, preprocessing),
             versions={"cifar-zoo": __version__, **target.versions()},
             environment=capture(device).to_json(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            preprocessing=preprocessing,
         )
         manifest.write_text(json.dumps(artifact.to_json(), indent=1, allow_nan=False) + "\n")
     return artifact
@@ -103,13 +113,12 @@ def _failure(parity: Parity) -> str:
 
 
 def _metadata(run: Checkpoint, precision: str) -> dict[str, str]:
-    info = run.meta.dataset
+    info, preprocessing = run.meta.dataset, run.meta.input_preprocessing
     return {
         "model": run.meta.model,
         "precision": precision,
         "input_layout": INPUT_LAYOUT,
-        "mean": json.dumps(info.mean),
-        "std": json.dumps(info.std),
+        **{key: _text(value) for key, value in asdict(preprocessing).items()},
         "class_names": json.dumps(info.class_names),
         "dataset": info.name,
         "dataset_sha256": info.digest,
@@ -117,6 +126,10 @@ def _metadata(run: Checkpoint, precision: str) -> dict[str, str]:
         "recipe_sha256": _recipe_sha256(run),
         "cifar_zoo_version": __version__,
     }
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _recipe_sha256(run: Checkpoint) -> str:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from profiling.record import OK, Measurement, now
 from profiling.subject import Progress, Subject
 from zoo.environment import Environment, git_commit
 from zoo.errors import MachineError
+from zoo.preprocess import Preprocessing
 from zoo.signals import held_signals
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def benchmark(
                 device=device,
                 threads=threads,
                 limit_s=time_limit_s,
-                stored=stored if _is_trained_on(subject, data) else None,
+                stored=_stored_for(subject, stored, data),
                 tell=tell,
             )
             for subject in subjects
@@ -176,6 +178,7 @@ def _measurement(
         precision=trial.precision or subject.precision,
         batch=trial.batch,
         input="random" if lane.stored is None else "test images",
+        image_shape=subject.image_shape,
         params=subject.params,
         macs=subject.macs,
         file_bytes=subject.file_bytes,
@@ -201,17 +204,21 @@ def _measurement(
     )
 
 
-def _is_trained_on(subject: Subject, data: "Dataset | None") -> bool:
-    if data is None or subject.source is None:
-        return False
-    return subject.source.dataset_digest == data.digest
+def _stored_for(subject: Subject, stored: Stored | None, data: "Dataset | None") -> Stored | None:
+    """Where the subject's worker finds images and how it prepares them; None: random images."""
+    if data is None or stored is None or subject.source is None:
+        return None
+    if subject.source.dataset_digest != data.digest:
+        return None
+    preprocessing = subject.preprocessing or Preprocessing.of(data)
+    return stored | {"preprocessing": asdict(preprocessing)}
 
 
 def _store(data: "Dataset", folder: Path) -> Stored:
     """Write the test split where the workers find it."""
     import numpy as np
 
-    stored = {"images": str(folder / "images.npy"), "labels": str(folder / "labels.npy")}
+    stored: Stored = {"images": str(folder / "images.npy"), "labels": str(folder / "labels.npy")}
     np.save(stored["images"], data.test.images)
     np.save(stored["labels"], data.test.fine)
-    return stored | {"mean": list(data.mean), "std": list(data.std)}
+    return stored

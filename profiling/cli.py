@@ -3,9 +3,10 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zoo import command
 from zoo.errors import ZooError
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 
 RUNS, RESULTS = Path("runs"), Path("bench_results")
 TORCH_BACKENDS = ("eager", "compile")
+IMAGE_SIZE = 32
+
+
+class Job(NamedTuple):
+    """What is measured side by side; its subjects are made when its turn comes."""
+
+    name: str
+    out: Path
+    subjects: Callable[[], list["Subject"]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,15 +45,35 @@ def bench_parser() -> command.Parser:
     """All options of `zoo-bench`."""
     parser = command.Parser(
         "zoo-bench",
-        "Measure a run on torch and on every artifact that was exported from it, side by side, or "
-        "an ONNX file of any origin; writes one JSON record for each backend and batch size.",
+        "Measure a run on torch and on every artifact that was exported from it, side by side, an "
+        "ONNX file of any origin, or an untrained network on torch; writes one JSON record for "
+        "each backend and batch size.",
     )
     parser.add_argument(
-        "paths",
+        "what",
         nargs="*",
-        type=Path,
-        metavar="PATH",
-        help="run folder or .onnx file; without one, the newest complete run",
+        metavar="WHAT",
+        help="run folder, .onnx file, or names of models such as resnet_20,timm:resnet18, which "
+        "are measured untrained; without any, the newest complete run",
+    )
+    parser.add_argument(
+        "--model",
+        type=command.names,
+        metavar="NAMES",
+        help="package.module:function, networks of yours: measured untrained or, with a run of "
+        "one, imported to measure that run",
+    )
+    parser.add_argument(
+        "--zoo", action="store_true", help="measure every model of the catalogue, untrained"
+    )
+    parser.add_argument(
+        "--group", type=command.names, metavar="NAMES", help="of --zoo, only these groups"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=command.positive_int,
+        metavar="N",
+        help=f"height and width of the images of untrained networks ({IMAGE_SIZE})",
     )
     parser.add_argument(
         "--batch",
@@ -124,14 +154,16 @@ def _bench(args: argparse.Namespace) -> int:
 
             raise ZooError(f"no backend named {name!r}: {nearest(name, known)}")
     require_kernels(args.device)
-    subjects = [(path, _subjects(path, args)) for path in _paths(args)]  # mistakes before minutes
-    for path, _ in subjects:
-        _check_writable(_out(path, args))
+    jobs = _jobs(args)  # mistakes before minutes
+    for out in {job.out for job in jobs}:
+        _check_writable(out)
     code = 0
-    for path, chosen in subjects:
-        records = _measure(chosen, args)
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            _say(f"{number} of {len(jobs)}: {job.name}")
+        records = _measure(job.subjects(), args)
         _print(records)
-        written = {record.write(_out(path, args)).parent for record in records}
+        written = {record.write(job.out).parent for record in records}
         for folder in sorted(written):
             _say(f"wrote {len(records)} records to {folder}")
         # What is missing but was not asked for is a fact of this machine, not a failure.
@@ -155,13 +187,49 @@ def _check_writable(folder: Path) -> None:
         pass
 
 
-def _paths(args: argparse.Namespace) -> list[Path]:
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    """Runs and files, then networks, in the order in which they were named."""
+    from profiling.choice import catalogue, paths_and_models
+    from profiling.runs import check_model
+
+    paths, named = paths_and_models(args.what)
+    if not paths and not args.all:  # with a run, it allows to import the code of that run
+        named += args.model or ()
+    size = args.image_size or IMAGE_SIZE
+    for name in named:
+        check_model(name, image_size=size)
+    if args.group and not args.zoo:
+        raise ZooError("--group chooses among the models of --zoo: add it")
+    # A network of the catalogue that does not take this size fails alone, with a record.
+    models = list(dict.fromkeys((*named, *(catalogue(args.group) if args.zoo else ()))))
+    if args.image_size and not models:
+        raise ZooError("--image-size is for untrained networks: name a model, or leave it out")
+    for backend in args.backend or ():
+        if models and backend not in TORCH_BACKENDS:
+            raise ZooError(f"{models[0]} without a run has no --backend {backend}: leave one out")
+    if args.all or not (paths or models):
+        paths += _runs(args)
+    jobs = []
+    for path in dict.fromkeys(paths):
+        subjects = _subjects(path, args)
+        jobs.append(Job(str(path), _out(path, args), partial(list, subjects)))
+    for name in models:
+        jobs.append(Job(name, args.out or RESULTS, partial(_untrained, name, size, args)))
+    return jobs
+
+
+def _runs(args: argparse.Namespace) -> list[Path]:
     from zoo.checkpoint import complete_runs
 
-    if args.paths:
-        return list(dict.fromkeys(args.paths))
     runs = [run.path for run in complete_runs(args.runs)]
     return runs if args.all else runs[-1:]
+
+
+def _untrained(name: str, image_size: int, args: argparse.Namespace) -> list["Subject"]:
+    from profiling.runs import model_subjects
+
+    subjects = model_subjects(name, image_size=image_size, device=args.device)
+    return [s for s in subjects if args.backend is None or s.backend in args.backend]
 
 
 def _out(path: Path, args: argparse.Namespace) -> Path:
@@ -190,7 +258,7 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     if run is None and (path.is_file() or path.suffix == ".onnx"):
         subjects = [onnx_subject(path, opener="export.artifact:open_foreign")]
     else:
-        subjects = _run_subjects(run or path, args.device)
+        subjects = _run_subjects(run or path, args)
         if path.is_file():
             subjects = [s for s in subjects if Path(s.path).resolve() == path.resolve()]
             if not subjects:
@@ -207,12 +275,21 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     return chosen
 
 
-def _run_subjects(run: Path, device: str) -> list["Subject"]:
+def _run_subjects(run: Path, args: argparse.Namespace) -> list["Subject"]:
     """Eager, compile and every artifact of a run."""
     from export.artifact import find_artifacts
     from profiling.runs import run_subjects
+    from zoo.checkpoint import Checkpoint
 
-    return run_subjects(run, artifacts=find_artifacts(run), device=device)
+    model = Checkpoint.open(run).meta.model
+    named = args.model or ()
+    allow = model if model in named else next(iter(named), None)
+    return run_subjects(
+        run,
+        artifacts=find_artifacts(run),
+        device=args.device,
+        allow=None if args.all and allow != model else allow,
+    )
 
 
 def _measure(subjects: Sequence["Subject"], args: argparse.Namespace) -> list["Measurement"]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from profiling.record import FAILED, OK, SKIPPED
-from profiling.tables import aligned, mebibytes, millions, number, percent
+from profiling.tables import aligned, mebibytes, millions, number, percent, run_name
 from zoo.display import LiveDisplay
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def heading(record: "Measurement") -> str:
     parts = [record.model]
     if record.source is not None:
         parts.append(f"run {record.source.run} on {record.source.dataset}")
+    elif record.is_untrained:
+        parts.append(run_name(record))
     if record.params is not None:
         parts.append(f"{record.params:,} parameters")
     if record.macs is not None:

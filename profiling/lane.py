@@ -108,7 +108,12 @@ class Lane:
         if self._closed is None:
             self._tell(self.subject, None, "opening")
             try:
-                self._opened = self._ask("open", opener=self.subject.opener, path=self.subject.path)
+                self._opened = self._ask(
+                    "open",
+                    opener=self.subject.opener,
+                    path=self.subject.path,
+                    allow=self.subject.allow,
+                )
             except WorkerError as error:
                 self._closed = SKIPPED if error.is_missing else FAILED, str(error)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profiling.cost import Cost
+from zoo.cost import Cost
 from zoo.errors import ZooError
 
 Shape = tuple[int, ...]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from profiling.tables import Point, Table, latency_points, pareto_front
+from profiling.tables import Point, Table, latency_points, pareto_front, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,10 +101,7 @@ def _draw(axes: "Axes", table: Table, styles: Styles) -> None:
 
 def place_of(table: Table) -> str:
     """The environment of a table in a few words."""
-    environment = table.environment
-    device = environment.cpu if environment.device == "cpu" else environment.device
-    threads = f"{environment.threads} thread{'s' if environment.threads > 1 else ''}"
-    return f"{device}, {threads}, torch {environment.torch} [{environment.key}]"
+    return place(table.environment)
 
 
 def _limits(axes: "Axes", points: Sequence[Point]) -> None:

@@ -17,6 +17,7 @@ from zoo.plain import from_plain
 SCHEMA = 1
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 RECORDS = "records"  # the folder name by which records are found
+STUDY = "study.json"  # in a folder whose records have a report of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,10 @@ class Measurement:
     """One model on one backend at one batch size; facts only, statistics are derived.
 
     A backend that could not run leaves a status, its reason and no numbers of time or memory.
+
+    An untrained network is as it is initialised with seed 0: it has no source, no file and no
+    accuracy, and its digest is that of its name, its image size, and the name, shape and dtype of
+    each entry of its state dict.
     """
 
     status: str  # OK, FAILED or SKIPPED (something optional is missing on this machine)
@@ -47,14 +52,15 @@ class Measurement:
     precision: str
     batch: int  # images per call
     input: str  # "test images" (normalised) or "random" (standard normal, seeded)
+    image_shape: tuple[int, int, int] | None = None  # (C, H, W); older records do not tell
     params: int | None  # trainable, of the network before export; None if they cannot be counted
     macs: int | None  # per image
-    file_bytes: int  # weights file for eager and compile, the artifact otherwise
-    artifact_sha256: str  # of that file
+    file_bytes: int | None  # weights file for eager and compile, the artifact otherwise
+    artifact_sha256: str  # of that file; of the structure where there is none
     top1: float | None  # of this very artifact, in [0, 1]; None if not evaluated
     top5: float | None
     accuracy_images: int | None  # how many images top1 counts
-    source: Source | None  # None for a file that no run of ours made
+    source: Source | None  # None for a file or a network that no run of ours made
     load_s: float | None  # from the opener's call to a session, library imports included
     first_call_ms: float | None  # at this batch size; holds compilation, less with a warm cache
     warmup_calls: int  # after the first call, before the samples
@@ -84,6 +90,11 @@ class Measurement:
         for name, holds in checks.items():
             if not holds:
                 raise ValueError(f"{name} does not fit the other fields")
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether there is neither a run nor a file: a network as it is initialised."""
+        return self.source is None and self.file_bytes is None
 
     @property
     def flops(self) -> int | None:
@@ -184,6 +195,9 @@ def read_record(path: Path) -> Measurement:
 def read_records(*folders: Path) -> list[Measurement]:
     """Every record in a folder named `records` at or below one of `folders`; other JSON is left.
 
+    A folder with a `study.json` has a report of its own: its records are read where it is named,
+    and left by whoever names a folder above it.
+
     Raises:
         RecordError: a record is damaged or of a newer schema, or a folder does not exist.
     """
@@ -198,6 +212,8 @@ def read_records(*folders: Path) -> list[Measurement]:
 
 def _record_files(folder: Path) -> Iterator[Path]:
     above = (folder.parent.name, folder.name)  # someone may name <run>/records or its one key
+    studies = {path.parent for path in folder.rglob(STUDY)} - {folder}
     for path in sorted(folder.rglob("*.json")):
-        if RECORDS in (*above, *path.relative_to(folder).parts[:-1]):
+        is_record = RECORDS in (*above, *path.relative_to(folder).parts[:-1])
+        if is_record and studies.isdisjoint(path.parents):
             yield path

@@ -24,6 +24,10 @@ DEMONSTRATION = (
     "cifar100-mini is a small subset of CIFAR-100, shipped for demonstrations and tests: these are "
     "bounded demonstration runs, not CIFAR-100 results."
 )
+AS_INITIALISED = (
+    "An untrained network is as it is initialised, on random images: its times and its memory are "
+    "those of a trained one, its accuracy is not known."
+)
 METHOD = (
     "A time is the median over single calls of one session, warmed up until stationary and "
     "synchronised after each call; input copies, loading and compilation are excluded. The "
@@ -105,7 +109,7 @@ def markdown_text(tables: Sequence[Table]) -> str:
 
 def heading(table: Table) -> str:
     """The data set of a table, or what it is without one."""
-    return table.dataset or "Models without a data set"
+    return table.dataset or "Models without a run"
 
 
 def notes(table: Table) -> list[str]:
@@ -116,6 +120,8 @@ def notes(table: Table) -> list[str]:
     counts = sorted({row.newest.accuracy_images or 0 for row in table.rows} - {0})
     if counts:
         lines.append(f"Top-1 over {' or '.join(f'{count:,}' for count in counts)} test images.")
+    if any(row.newest.is_untrained for row in table.rows):
+        lines.append(AS_INITIALISED)
     methods = sorted({r.memory_method or "" for row in table.rows for r in row.by_batch.values()})
     lines += [f"Peak MiB: {method}." for method in methods if method]
     if any(not r.ci_reached for row in table.rows for r in row.by_batch.values()):

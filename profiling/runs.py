@@ -1,17 +1,23 @@
-"""What can be measured of a run, and of an ONNX file that is only a file."""
+"""What can be measured: a run, an ONNX file that is only a file, a network that no run made."""
 
+import hashlib
+import json
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from profiling.record import Source
 from profiling.subject import Subject
+from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from zoo.cost import Cost
     from zoo.evaluate import Accuracy
 
 ARTIFACT_OPENER = "export.artifact:open_artifact"  # called by the worker; checks the digest
+CATALOGUE_SIZE = 32  # height and width of the images whose MACs the catalogue promises
 
 
 class ExportedFile(Protocol):
@@ -49,21 +55,27 @@ class ExportedFile(Protocol):
 
 
 def run_subjects(
-    run: Path, *, artifacts: Iterable[ExportedFile] = (), device: str = "cpu"
+    run: Path,
+    *,
+    artifacts: Iterable[ExportedFile] = (),
+    device: str = "cpu",
+    allow: str | None = None,
 ) -> list[Subject]:
     """A run on torch's own backends, eager and compile, and the files exported from it.
 
+    A run of somebody's own network, named package.module:function, is opened only where `allow`
+    repeats that name.
+
     Raises:
-        CheckpointError: the folder is no run, or its weights are not usable.
+        CheckpointError: the folder is no run, its weights are not usable, or `allow` is missing.
     """
-    from profiling.cost import cost_of_model
     from zoo.checkpoint import WEIGHTS, Checkpoint
-    from zoo.errors import MachineError
-    from zoo.session import require_compiler
+    from zoo.cost import cost_of_model
 
     checkpoint = Checkpoint.open(run)
     meta = checkpoint.meta
-    cost = cost_of_model(checkpoint.model())
+    preprocessing = meta.input_preprocessing
+    cost = cost_of_model(checkpoint.model(allow=allow), preprocessing.image_shape)
     is_evaluated = meta.test_top1 is not None
 
     def subject(backend: str, opener: str, *, is_own: bool, unavailable: str | None) -> Subject:
@@ -75,6 +87,7 @@ def run_subjects(
             path=str(checkpoint.path),
             artifact_sha256=meta.weights_sha256,
             file_bytes=(checkpoint.path / WEIGHTS).stat().st_size,
+            image_shape=preprocessing.image_shape,
             num_classes=len(meta.dataset.class_names),
             params=cost.params,
             macs=cost.macs,
@@ -91,14 +104,12 @@ def run_subjects(
                 dataset=meta.dataset.name,
                 dataset_digest=meta.dataset.digest,
             ),
+            preprocessing=preprocessing,
+            allow=allow,
             unavailable=unavailable,
         )
 
-    try:
-        require_compiler(device)
-        fault = None
-    except MachineError as error:
-        fault = str(error)
+    fault = _compiler_fault(device)
     # The test accuracy of a run is that of eager: its training measured it that way.
     eager = subject("eager", "zoo.session:open_eager", is_own=True, unavailable=None)
     compiled = subject("compile", "zoo.session:open_compiled", is_own=False, unavailable=fault)
@@ -112,6 +123,7 @@ def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
         precision=artifact.precision,
         opener=ARTIFACT_OPENER,
         path=str(artifact.path),
+        allow=None,
         artifact_sha256=artifact.sha256,
         file_bytes=artifact.size_bytes,
         top1=artifact.accuracy.top1,
@@ -144,3 +156,86 @@ def onnx_subject(file: Path, *, opener: str) -> Subject:
         params=model.cost.params,
         macs=model.cost.macs,
     )
+
+
+def check_model(name: str, *, image_size: int) -> None:
+    """Refuse what `model_subjects` could not measure; only a network of the user's own is built.
+
+    Raises:
+        UnknownModelError: nothing is named like that; the message holds the nearest names.
+        ZooError: the network takes no images of this size, or it is the user's and does not work.
+    """
+    from zoo.models import create_model, model_spec
+    from zoo.own import is_own
+
+    if is_own(name):
+        create_model(name, image_size=image_size)
+        return
+    sizes = model_spec(name).sizes
+    if image_size not in sizes:
+        raise ZooError(f"model {name!r} takes images of {sizes}, got {image_size}")
+
+
+def model_subjects(name: str, *, image_size: int = 32, device: str = "cpu") -> list[Subject]:
+    """A network that no run made, eager and compiled: untrained, on random images.
+
+    One that cannot be built is a subject too: a worker meets the reason, which its record keeps.
+    """
+    from zoo.session import UNTRAINED_CLASSES
+
+    cost, digest = _structure(name, image_size)
+    eager = Subject(
+        model=name,
+        backend="eager",
+        precision="fp32",
+        opener="zoo.session:open_untrained",
+        path=f"{name}@{image_size}",
+        artifact_sha256=digest,
+        file_bytes=None,
+        image_shape=(3, image_size, image_size),
+        num_classes=UNTRAINED_CLASSES,
+        params=cost.params,
+        macs=cost.macs,
+    )
+    compiled = replace(
+        eager,
+        backend="compile",
+        opener="zoo.session:open_untrained_compiled",
+        unavailable=_compiler_fault(device),
+    )
+    return [eager, compiled]
+
+
+def _structure(name: str, image_size: int) -> tuple["Cost", str]:
+    """What a network costs, and a digest of its name, its image size and its state dict."""
+    import torch
+
+    from zoo.cost import Cost, cost_of_model
+    from zoo.models import MODELS, create_model
+    from zoo.own import is_own
+
+    entries: list[tuple[str, list[int], str]] = []
+    spec, cost = MODELS.get(name), Cost(None, None)
+    with suppress(Exception):  # the worker's to report, if it cannot build the network either
+        # A network of the user's may compute something while it is built: that one gets storage.
+        with nullcontext() if is_own(name) else torch.device("meta"):
+            network = create_model(name, image_size=image_size)
+        entries += [(key, list(x.shape), str(x.dtype)) for key, x in network.state_dict().items()]
+        if spec is not None and image_size == CATALOGUE_SIZE:
+            cost = Cost(spec.params, spec.macs)
+        else:
+            cost = cost_of_model(network, (3, image_size, image_size))
+    text = json.dumps([name, image_size, entries])
+    return cost, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compiler_fault(device: str) -> str | None:
+    """Why torch.compile does not work here."""
+    from zoo.errors import MachineError
+    from zoo.session import require_compiler
+
+    try:
+        require_compiler(device)
+    except MachineError as error:
+        return str(error)
+    return None

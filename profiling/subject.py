@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from profiling.record import Source
+from zoo.preprocess import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,8 +18,8 @@ class Subject:
     precision: str  # as far as it is known before opening; the session knows
     opener: str
     path: str
-    artifact_sha256: str
-    file_bytes: int
+    artifact_sha256: str  # of the structure, where there is no file
+    file_bytes: int | None
     image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
     num_classes: int | None = None  # None: logits of any width are a right answer
     params: int | None = None
@@ -28,6 +29,8 @@ class Subject:
     accuracy_images: int | None = None
     is_unevaluated: bool = False  # the bench measures the accuracy, if it is given the data set
     source: Source | None = None
+    preprocessing: Preprocessing | None = None  # of stored images; None: that of their data set
+    allow: str | None = None  # the user's own network that the opener may import
     unavailable: str | None = None  # why this machine cannot run it: skipped with this reason
 
 

@@ -20,6 +20,8 @@ CSV_FIELDS = (
     *("reference_ratio", "peak_memory_mib", "memory_method", "load_s", "first_call_ms"),
     *("input", "artifact_sha256", "created_at"),
 )
+UNTRAINED = "untrained"  # in place of a run
+USUAL_IMAGE = (32, 32)  # height and width, not worth saying
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +43,14 @@ class Row:
 
     @property
     def run(self) -> str:
-        """Name of the run, empty for a file that no run of ours made."""
-        return "" if self.newest.source is None else self.newest.source.run
+        """Name of the run, or what stands in its place."""
+        return run_name(self.newest)
 
     @property
     def label(self) -> str:
         """Enough to tell rows of one plot apart."""
-        name = self.run or self.newest.model
+        source = self.newest.source
+        name = self.newest.model if source is None else source.run
         precision = "" if self.newest.precision == "fp32" else f" {self.newest.precision}"
         return f"{name} {self.newest.backend}{precision}"
 
@@ -57,11 +60,21 @@ class Table:
     """All rows of one environment and one data set."""
 
     environment: Environment
-    dataset: str  # empty for files that no run of ours made
+    dataset: str  # empty for files and networks that no run of ours made
     dataset_digest: str
     rows: tuple[Row, ...]
     batches: tuple[int, ...]  # that any row has, ascending
     missing: tuple[Measurement, ...]  # newest of their kind, and without numbers
+
+
+def run_name(record: Measurement) -> str:
+    """The run of a record, or that there was no training; empty for a file of another origin."""
+    if record.source is not None:
+        return record.source.run
+    if not record.is_untrained:
+        return ""
+    height, width = USUAL_IMAGE if record.image_shape is None else record.image_shape[1:]
+    return UNTRAINED if (height, width) == USUAL_IMAGE else f"{UNTRAINED}, {height}x{width}"
 
 
 class Point(NamedTuple):
@@ -109,6 +122,8 @@ def _table(dataset: str, digest: str, records: Sequence[Measurement]) -> Table:
         source = record.source
         # Equal weights in two runs are two rows: each states its run.
         origin = (source.run, source.weights_sha256) if source else (record.artifact_sha256,)
+        if record.is_untrained:  # one that was changed since replaces what it was
+            origin = (run_name(record),)
         kinds[record.model, record.backend, record.precision, *origin].append(record)
     rows, missing = [], []
     for kind in kinds.values():
@@ -148,6 +163,13 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.999 is 10.0
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def place(environment: Environment) -> str:
+    """The environment in a few words."""
+    device = environment.cpu if environment.device == "cpu" else environment.device
+    threads = f"{environment.threads} thread{'s' if environment.threads > 1 else ''}"
+    return f"{device}, {threads}, torch {environment.torch} [{environment.key}]"
 
 
 def percent(share: float | None, places: int = 2) -> str:
@@ -239,8 +261,8 @@ def csv_text(tables: Iterable[Table]) -> str:
     """Every record of the tables as one line of CSV, units in the names of the columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    origin = ("run", "seed", "recipe", "selection", "dataset", "dataset_digest")
-    writer.writerow(("environment", *origin, *CSV_FIELDS, "calls", "threads"))
+    origin = ("seed", "recipe", "selection", "dataset", "dataset_digest")
+    writer.writerow(("environment", "run", *origin, *CSV_FIELDS, "calls", "threads"))
     for table in tables:
         records = [r for row in table.rows for r in row.by_batch.values()]
         for record in (*records, *table.missing):
@@ -248,6 +270,7 @@ def csv_text(tables: Iterable[Table]) -> str:
             writer.writerow(
                 (
                     record.environment.key,
+                    run_name(record),
                     *("" if source is None else getattr(source, name) for name in origin),
                     *(_plain(getattr(record, name)) for name in CSV_FIELDS),
                     len(record.samples_ms) or "",

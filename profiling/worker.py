@@ -9,10 +9,13 @@ import os
 import time
 from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from profiling import latency, memory
 from zoo.errors import MissingPackageError, ZooError
+
+if TYPE_CHECKING:
+    from zoo.preprocess import Preprocessing
 
 SEED = 0  # of random images
 LONGEST_REASON = 300  # characters
@@ -46,12 +49,17 @@ class Worker:
             self._reference()  # the first product sets the library up
         return {"ms": self._reference()}
 
-    def open(self, opener: str, path: str) -> dict[str, Any]:
-        """Open the session; the import of the opener's own module is not part of its time."""
+    def open(self, opener: str, path: str, allow: str | None = None) -> dict[str, Any]:
+        """Open the session; the import of the opener's own module is not part of its time.
+
+        `allow`, where it is given, is passed on: it names the user's own network that the opener
+        may import.
+        """
         function = resolve_name(opener)
+        consent = {} if allow is None else {"allow": allow}
         self._memory = memory.PeakMemory(self._device)
         start = time.perf_counter()
-        self._session = function(path, self._device)
+        self._session = function(path, self._device, **consent)
         return {
             "load_s": round(time.perf_counter() - start, 4),
             "runtime": self._session.runtime,
@@ -107,8 +115,7 @@ class Worker:
             self._session,
             np.load(stored["images"], mmap_mode="r"),
             np.load(stored["labels"]),
-            mean=stored["mean"],
-            std=stored["std"],
+            _preprocessing(stored),
             batch=batch,
         )
         return {"top1": result.top1, "top5": result.top5, "images": result.images}
@@ -127,11 +134,16 @@ def _images(batch: int, image_shape: list[int], stored: dict[str, Any] | None, d
     if stored is None:
         generator = torch.Generator().manual_seed(SEED)
         return torch.randn((batch, *image_shape), generator=generator).to(device)
-    from zoo.evaluate import to_batch
-
     images = np.load(stored["images"], mmap_mode="r")
     chosen = images[np.arange(batch) % len(images)]
-    return to_batch(chosen, stored["mean"], stored["std"], device).contiguous()
+    return _preprocessing(stored).to_batch(chosen, device).contiguous()
+
+
+def _preprocessing(stored: dict[str, Any]) -> "Preprocessing":
+    from zoo.plain import from_plain
+    from zoo.preprocess import Preprocessing
+
+    return from_plain(Preprocessing, stored["preprocessing"])
 
 
 def _answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:

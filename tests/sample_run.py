@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from zoo.checkpoint import Checkpoint, DatasetInfo, RunMeta, save_run
 from zoo.data import Dataset
 from zoo.environment import capture
-from zoo.evaluate import to_batch
 from zoo.models import create_model
+from zoo.preprocess import Preprocessing
 
 
 def sample_run(
@@ -61,4 +61,4 @@ def settled(network: nn.Module, data: Dataset) -> nn.Module:
 
 
 def stored(images: object, data: Dataset) -> Tensor:
-    return to_batch(images, data.mean, data.std)  # type: ignore[arg-type]
+    return Preprocessing.of(data).to_batch(images)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as vision
 from training import trivial
 from training.augment import Draw, Policy, apply, draw, shuffled, step_generator
 from zoo.data import MEAN, STD, load_dataset
-from zoo.evaluate import to_batch
+from zoo.preprocess import Preprocessing
 
 OFF = Policy(crop_padding=0, flip_p=0.0, trivial=False, erase_p=0.0)
 LEVELS = range(1 - trivial.LEVELS, trivial.LEVELS)
@@ -145,7 +145,8 @@ def test_a_mixed_batch_equals_torchvision_image_by_image(
 def test_nothing_switched_on_is_the_normalisation_of_evaluation(images: Tensor) -> None:
     values = apply(OFF, images, draw(OFF, len(images), step_generator(0, 0, 0)), MEAN, STD)
 
-    assert torch.equal(values, to_batch(images.permute(0, 2, 3, 1), MEAN, STD))
+    evaluated = Preprocessing(32, MEAN, STD).to_batch(images.permute(0, 2, 3, 1))
+    assert torch.equal(values, evaluated)
 
 
 def test_choices_are_uniform() -> None:

@@ -15,6 +15,7 @@ from export.scores import Evaluation, evaluate_scores, table
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, load_dataset
 from zoo.errors import MachineError
+from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession
 
 
@@ -59,8 +60,7 @@ def evaluate(run: Checkpoint, data: Dataset, *, batch: int = 256) -> Evaluation:
         data,
         model="resnet_20",
         subject="it",
-        mean=data.mean,
-        std=data.std,
+        preprocessing=Preprocessing.of(data),
         batch=batch,
     )
 
@@ -122,7 +122,11 @@ def test_artifact_scores_as_its_manifest_says(artifact: Artifact, data: Dataset)
     session = open_artifact(str(artifact.path), "cpu")
 
     scores = evaluate_scores(
-        session, data, model=artifact.model, subject="it", mean=data.mean, std=data.std
+        session,
+        data,
+        model=artifact.model,
+        subject="it",
+        preprocessing=artifact.input_preprocessing,
     )
 
     assert (scores.top1, scores.top5) == (artifact.accuracy.top1, artifact.accuracy.top5)
@@ -163,7 +167,11 @@ def test_nan_has_no_accuracy(run: Checkpoint, data: Dataset) -> None:
 
     with pytest.raises(MachineError, match="it gives NaN or infinite logits: it has no accuracy"):
         evaluate_scores(
-            EagerSession(model), data, model="x", subject="it", mean=data.mean, std=data.std
+            EagerSession(model),
+            data,
+            model="x",
+            subject="it",
+            preprocessing=Preprocessing.of(data),
         )
 
 

@@ -1,9 +1,19 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from reference import layers as reference
+from torch import nn
 
-from zoo.layers import DropPath, EfficientChannelAttention, GhostModule, adaptive_kernel, conv_bn
+from zoo.layers import (
+    DropPath,
+    EfficientChannelAttention,
+    GhostModule,
+    SqueezeExcite,
+    adaptive_kernel,
+    conv_bn,
+)
 
 
 def seeded(*shape: int) -> torch.Tensor:
@@ -46,23 +56,55 @@ def test_adaptive_kernel(channels: int, kernel: int) -> None:
     assert adaptive_kernel(channels) == kernel
 
 
-@pytest.mark.parametrize(("ratio", "stride", "outputs"), [(2, 1, 8), (2, 2, 7), (3, 1, 8)])
-def test_ghost_module(ratio: int, stride: int, outputs: int) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "kernel", "stride", "outputs"),
+    [(2, 3, 1, 8), (2, 3, 2, 7), (3, 3, 1, 8), (2, 1, 1, 7)],
+)
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Identity])
+def test_ghost_module(
+    ratio: int, kernel: int, stride: int, outputs: int, act: type[nn.Module]
+) -> None:
     x = seeded(2, 3, 6, 6)
-    layer = GhostModule(3, outputs, stride=stride, ratio=ratio).double().eval()
+    layer = GhostModule(3, outputs, kernel=kernel, stride=stride, ratio=ratio, act=act)
+    layer = layer.double().eval()
     warm_norms(layer)
 
     found = layer(x).detach().numpy()
 
+    floor = 0.0 if act is nn.ReLU else -np.inf
     conv, norm = layer.primary[0], layer.primary[1]
     weight = conv.weight.detach().numpy()
-    intrinsic = np.maximum(reference_norm(reference.conv(x.numpy(), weight, stride, 1), norm), 0)
+    intrinsic = reference_norm(reference.conv(x.numpy(), weight, stride, 1), norm)
+    intrinsic = np.maximum(intrinsic, floor)
     weight = layer.cheap[0].weight.detach().numpy()
     ghosts = reference.conv(intrinsic, weight, 1, intrinsic.shape[1])
-    ghosts = np.maximum(reference_norm(ghosts, layer.cheap[1]), 0)
+    ghosts = np.maximum(reference_norm(ghosts, layer.cheap[1]), floor)
     expected = np.concatenate((intrinsic, ghosts), axis=1)[:, :outputs]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert intrinsic.shape[1] == -(-outputs // ratio)
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
+def test_squeeze_excite(gate: type[nn.Module]) -> None:
+    x = seeded(2, 8, 3, 5)
+    layer = SqueezeExcite(8, 4, gate=gate).double()
+    layer.expand.weight.data.mul_(20)  # so that hard sigmoids reach both of their ends
+
+    found = layer(x).detach().numpy()
+
+    parts = (layer.reduce.weight, layer.reduce.bias, layer.expand.weight, layer.expand.bias)
+    narrow, shift, widen, offset = (part.detach().numpy() for part in parts)
+    for b in range(2):
+        inner = [
+            max(0.0, shift[r] + sum(narrow[r, c, 0, 0] * x[b, c].mean().item() for c in range(8)))
+            for r in range(4)
+        ]
+        for c in range(8):
+            total = offset[c] + sum(widen[c, r, 0, 0] * inner[r] for r in range(4))
+            hard = min(1.0, max(0.0, total / 6 + 0.5))
+            factor = hard if gate is nn.Hardsigmoid else 1 / (1 + math.exp(-total))
+            expected = x[b, c].numpy() * factor
+            np.testing.assert_allclose(found[b, c], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 2, 1), (3, 1, 2), (7, 2, 4)])

@@ -12,6 +12,7 @@ from export.target import ExportTarget
 from zoo.data import Dataset, load_dataset
 from zoo.errors import MachineError
 from zoo.models import create_model, list_models
+from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, InferenceSession
 
 METADATA = {"cifar_zoo_version": "0"}
@@ -25,6 +26,11 @@ def data() -> Dataset:
 @pytest.fixture(scope="module")
 def images(data: Dataset) -> Tensor:
     return stored(data.test.images[:512], data)
+
+
+@pytest.fixture(scope="module")
+def preprocessing(data: Dataset) -> Preprocessing:
+    return Preprocessing.of(data)
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +165,16 @@ def test_other_shape_is_refused() -> None:
     ("count", "batches"), [(300, [1, 5, 256, 38]), (262, [1, 5, 256]), (4, [1, 3]), (1, [1])]
 )
 def test_logits_come_from_batches_of_many_sizes(
-    model: nn.Module, images: Tensor, count: int, batches: list[int]
+    model: nn.Module,
+    data: Dataset,
+    preprocessing: Preprocessing,
+    images: Tensor,
+    count: int,
+    batches: list[int],
 ) -> None:
     session = RecordingSession(model)
 
-    logits = batched_logits(session, images[:count])
+    logits = batched_logits(session, data.test.images[:count], preprocessing)
 
     assert session.batches == batches
     torch.testing.assert_close(logits, EagerSession(model).run(images[:count]))
@@ -173,15 +184,21 @@ def test_logits_come_from_batches_of_many_sizes(
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("kind", TARGETS)
 def test_every_model_agrees_with_eager(
-    kind: str, name: str, data: Dataset, images: Tensor, tmp_path: Path
+    kind: str,
+    name: str,
+    data: Dataset,
+    preprocessing: Preprocessing,
+    images: Tensor,
+    tmp_path: Path,
 ) -> None:
     model = settled(create_model(name), data)
     target = load_target(kind)
     path = tmp_path / f"{name}{target.suffix}"
     target.export(model, images[:2], path, precision="fp32", metadata=METADATA)
 
-    found = batched_logits(target.open(path, device="cpu"), images)
+    stored_images = data.test.images[: len(images)]
+    found = batched_logits(target.open(path, device="cpu"), stored_images, preprocessing)
 
-    expected = batched_logits(EagerSession(model), images)
+    expected = batched_logits(EagerSession(model), stored_images, preprocessing)
     parity = compare(expected, found, tolerance=target.tolerance["fp32"])
     assert parity.passed, parity

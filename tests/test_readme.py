@@ -29,6 +29,7 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
     "zoo-eval": export.cli.main_eval,
     "zoo-bench": profiling.cli.main,
     "zoo-report": profiling.cli.main_report,
+    "zoo-list": zoo.cli.main_list,
     "zoo-doctor": zoo.cli.main_doctor,
 }
 COMMANDS = re.findall(r"^    ((?:zoo-|make |torchrun ).*)$", README, re.MULTILINE)
@@ -105,7 +106,7 @@ def test_the_committed_weights_have_the_stored_accuracy_on_full_data() -> None:
     run, data = Checkpoint.open(RESULTS / "runs" / "resnet_20-s0"), load_dataset("cifar100")
 
     found = evaluate(
-        EagerSession(run.model()), data.test.images, data.test.fine, mean=data.mean, std=data.std
+        EagerSession(run.model()), data.test.images, data.test.fine, run.meta.input_preprocessing
     )
 
     assert data.digest == run.meta.dataset.digest

@@ -3,11 +3,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.evaluate import accuracy, evaluate, predict, to_batch
+from zoo.evaluate import accuracy, evaluate, predict
 from zoo.models import create_model
+from zoo.preprocess import Preprocessing
 from zoo.session import CompiledSession, EagerSession
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+PREPROCESSING = Preprocessing(32, MEAN, STD)
 
 
 class Recorder:
@@ -33,22 +35,12 @@ def pictures(reds: list[int]) -> np.ndarray:
     return images
 
 
-def test_normalisation() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
-
-    x = to_batch(images, MEAN, STD)
-
-    expected = ((images / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(x.numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert x.dtype == torch.float32
-
-
 def test_each_image_counts_once_and_the_shape_stays() -> None:
     session = Recorder()
     labels = [0, 1, 2, 3, 4, 5, 6]
 
     found = evaluate(
-        session, pictures([0, 1, 2, 3, 4, 5, 0]), np.array(labels), mean=MEAN, std=STD, batch=3
+        session, pictures([0, 1, 2, 3, 4, 5, 0]), np.array(labels), PREPROCESSING, batch=3
     )
 
     assert session.batches == [3, 3, 3]
@@ -56,7 +48,7 @@ def test_each_image_counts_once_and_the_shape_stays() -> None:
 
 
 def test_logits_keep_the_order_of_the_images() -> None:
-    logits = predict(Recorder(), pictures([3, 1, 4, 1, 5]), mean=MEAN, std=STD, batch=2)
+    logits = predict(Recorder(), pictures([3, 1, 4, 1, 5]), PREPROCESSING, batch=2)
 
     assert logits.argmax(1).tolist() == [3, 1, 4, 1, 5]
 

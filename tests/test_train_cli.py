@@ -241,5 +241,6 @@ def test_every_option_is_a_decision() -> None:
     assert options == {
         *("-h", "--help", "--version", "--recipe", "--epochs", "--batch-size", "--set"),
         *("--full-train", "--seed", "--dataset", "--data-dir", "--compile", "--device"),
-        *("--runs", "--resume"),
+        *("--runs", "--resume", "--model", "--image-size", "--pretrained", "--pretrained-file"),
+        "--freeze-backbone",
     }

@@ -20,6 +20,7 @@ from zoo.data import Dataset, Split, load_dataset
 from zoo.errors import CheckpointError, MachineError, ZooError
 from zoo.evaluate import evaluate
 from zoo.models import create_model
+from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession
 
 CPU = Runtime(device="cpu")
@@ -97,7 +98,7 @@ def test_the_stored_accuracy_is_that_of_the_stored_weights(few: Dataset, tmp_pat
     done = train("resnet_20", SHORT, CPU, few, runs=tmp_path)
 
     session = EagerSession(done.model())
-    found = evaluate(session, few.test.images, few.test.fine, mean=few.mean, std=few.std)
+    found = evaluate(session, few.test.images, few.test.fine, Preprocessing.of(few))
 
     assert (found.top1, found.top5) == (done.meta.test_top1, done.meta.test_top5)
     best = max(metrics(done), key=lambda line: line["val_top1"])

@@ -167,7 +167,7 @@ def _take(images: Tensor, pixels: Tensor, padding: int) -> Tensor:
 
 
 def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bring bytes to mean 0 and deviation 1, equal to `zoo.evaluate.to_batch` to the last bit."""
+    """Bring bytes to mean 0 and deviation 1, to the last bit as `Preprocessing.to_batch` does."""
     shift, scale = (
         torch.tensor(figures).mul(255).view(1, 3, 1, 1).to(images.device, non_blocking=True)
         for figures in (mean, std)

@@ -13,12 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training import augment
+from training.freeze import Frozen
 from training.optim import learning_rate, make_average, make_optimizer, set_rate
 from training.precision import autocast
 from training.recipe import Recipe, Runtime
 from zoo.data import Dataset, Split, validation_split
 from zoo.errors import MachineError, ZooError
 from zoo.evaluate import Accuracy, accuracy, predict
+from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, require_compiler
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
@@ -63,6 +65,9 @@ class Trainer:
 
     Random numbers follow from (seed, epoch, place in the epoch) alone. Each process draws those of
     the whole batch and uses its own rows, so the number of processes does not change the data.
+
+    Augmentation works on the stored images; their batch is then brought to the size that
+    `preprocessing` names, on the device. Without one they are used as they are stored.
     """
 
     def __init__(
@@ -74,14 +79,17 @@ class Trainer:
         accelerator: Accelerator,
         *,
         seed: int,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.recipe, self.runtime, self.data, self.seed = recipe, runtime, data, seed
+        self.preprocessing = preprocessing or Preprocessing.of(data)
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.held_out, self.images, self.labels = self._place(data.train)
         self.steps = len(self.images) // recipe.batch_size  # the last partial batch is left out
         self._require_batches()
         self.plain = model.to(self.device).to(memory_format=torch.channels_last)
+        self.frozen = Frozen(self.plain) if recipe.freeze_backbone else None
         self.optimizer = make_optimizer(self.plain, recipe)
         self.network = accelerator.prepare_model(self.plain)
         self.average = make_average(self.plain, recipe)
@@ -207,7 +215,7 @@ class Trainer:
             self.seed, epoch, -1 - self.rank
         )  # no step has this number
         torch.manual_seed(forward.initial_seed())
-        self.network.train()
+        self._set_training()
         for step, (images, labels) in enumerate(self._batches(epoch)):
             set_rate(self.optimizer, self.rate((epoch - 1) * self.steps + step))
             loss, right = self.forward_loss(images, labels)
@@ -258,11 +266,11 @@ class Trainer:
                 self.policy,
                 self.images.index_select(0, rows),  # on a CPU 15x faster than self.images[rows]
                 drawn,
-                mean=self.data.mean,
-                std=self.data.std,
+                mean=self.preprocessing.mean,
+                std=self.preprocessing.std,
                 channels_last=True,
             )
-            yield images, self.labels.index_select(0, rows)
+            yield self.preprocessing.fit(images), self.labels.index_select(0, rows)
 
     def _forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self.recipe, self.device):
@@ -271,9 +279,14 @@ class Trainer:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         return loss, (logits.detach().argmax(1) == labels).float().mean()
 
+    def _set_training(self) -> None:
+        self.network.train()
+        if self.frozen is not None:
+            self.frozen.keep_still()
+
     def _probe(self) -> None:
         """Forward and backward of one batch of epoch 1."""
-        self.network.train()
+        self._set_training()
         loss, _ = self.forward_loss(*next(self._batches(1)))
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -284,8 +297,7 @@ class Trainer:
         return time.perf_counter() - start
 
     def _predict(self, session: EagerSession, images: np.ndarray) -> Tensor:
-        data = self.data
-        return predict(session, images, mean=data.mean, std=data.std, batch=EVALUATION_BATCH)
+        return predict(session, images, self.preprocessing, batch=EVALUATION_BATCH)
 
     def _mean(self, value: Tensor) -> float:
         return float(self.accelerator.reduce(value, "mean").item())

@@ -21,10 +21,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """Split off what the recipe does not decay: tensors of one dimension (norms, biases)."""
+    """Split off what the recipe does not decay: tensors of one dimension (norms, biases).
+
+    What takes no gradient is left out.
+    """
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         matrix = parameter.ndim > 1
         (decayed if matrix or recipe.decay_norms_and_biases else rest).append(parameter)
     groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]

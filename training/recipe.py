@@ -37,6 +37,7 @@ class Recipe:
     flip_p: float = 0.5
     trivial_augment: bool = True  # TrivialAugmentWide
     erase_p: float = 0.5
+    freeze_backbone: bool = False  # only the classifier trains
     full_train: bool = False  # all training images and the last epoch, instead of a held-out part
     precision: str = "auto"  # of the matrix products; training resolves "auto" by the device
 

@@ -19,6 +19,7 @@ from training.curves import draw_curves
 from training.loop import EpochMetrics, OnProgress, Progress, Trainer
 from training.precision import resolve_precision
 from training.recipe import Recipe, Runtime
+from training.start import Start, Wanted, again, begin
 from training.state import load_state, require_same_recipe, save_state
 from zoo.checkpoint import CURVES, META, METRICS, RECIPE, Checkpoint, DatasetInfo, RunMeta, save_run
 from zoo.data import Dataset
@@ -26,7 +27,6 @@ from zoo.doctor import require_kernels
 from zoo.environment import capture, git_commit
 from zoo.errors import CheckpointError, MachineError, first_line
 from zoo.files import write_atomic, write_json
-from zoo.models import create_model
 from zoo.session import tf32
 from zoo.signals import held_signals
 
@@ -43,33 +43,60 @@ def train(
     seed: int = 0,
     runs: Path | str = "runs",
     resume: Path | str | None = None,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    pretrained_file: Path | str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Checkpoint:
-    """Train a variant and return its run folder, complete with the accuracy on the test images.
+    """Train a model and return its run folder, complete with the accuracy on the test images.
 
     The test images are used once, after the last epoch; without `recipe.full_train` the weights
     kept are those of the epoch with the best accuracy on the held-out training images. An
     interruption keeps the folder as the last complete epoch left it, for `resume`; before the end
     of the first epoch it leaves none.
 
+    `model` is a name that `create_model` takes. Images are brought to `image_size` after their
+    augmentation; without it they stay as they are stored. With `pretrained` the network starts
+    from the weights of the package, those of timm:NAME from the Hub; `pretrained_file` names a
+    safetensors file in their place. What a run began with is stored: to resume it, none of these
+    is needed again.
+
     Raises:
-        ZooError: model, recipe and data do not fit each other, or the device cannot do what the
-            recipe asks for.
+        ZooError: model, recipe, data and weights do not fit each other, or the device cannot do
+            what the recipe asks for.
         CheckpointError: `resume` is no run, is complete, or began with another model, seed,
-            recipe or data set.
-        MachineError: the loss became infinite or NaN.
+            recipe, image size or data set.
+        MachineError: the loss became infinite or NaN, or weights cannot be fetched.
         OSError: the folder cannot be written.
     """
     report = on_progress or (lambda progress: None)
+    wanted = Wanted(
+        image_size=image_size,
+        pretrained=pretrained,
+        file=None if pretrained_file is None else Path(pretrained_file),
+    )
     with _accelerator(runtime) as accelerator, _one_line_errors(recipe):
         recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
         torch.manual_seed(seed)
-        network = create_model(model, num_classes=data.num_classes)
-        trainer = Trainer(network, recipe, runtime, data, accelerator, seed=seed)
         if resume is None:
-            folder = _Folder.create(Path(runs), model, trainer)
+            start = begin(model, data, wanted)
         else:
-            folder = _Folder.reopen(Path(resume), model, trainer)
+            require_same_recipe(Path(resume), recipe)
+            start = again(Checkpoint.open(resume).meta, model, data, wanted)
+        trainer = Trainer(
+            start.network,
+            recipe,
+            runtime,
+            data,
+            accelerator,
+            seed=seed,
+            preprocessing=start.preprocessing,
+        )
+        meta = _first_meta(model, trainer, start)
+        if resume is None:
+            folder = _Folder.create(Path(runs), meta, trainer)
+        else:
+            folder = _Folder.reopen(Path(resume), meta, trainer)
         try:
             return _run(folder, trainer, report)
         finally:
@@ -153,9 +180,8 @@ class _Folder:
     lines: list[EpochMetrics]
 
     @classmethod
-    def create(cls, runs: Path, model: str, trainer: Trainer) -> "_Folder":
-        meta = _first_meta(model, trainer)
-        path = [_claim(runs, f"{model}-s{trainer.seed}") if trainer.rank == 0 else None]
+    def create(cls, runs: Path, meta: RunMeta, trainer: Trainer) -> "_Folder":
+        path = [_claim(runs, folder_name(meta.model, meta.seed)) if trainer.rank == 0 else None]
         if trainer.world > 1:
             broadcast_object_list(path)
         assert path[0] is not None
@@ -169,10 +195,9 @@ class _Folder:
         return folder
 
     @classmethod
-    def reopen(cls, path: Path, model: str, trainer: Trainer) -> "_Folder":
-        require_same_recipe(path, trainer.recipe)
+    def reopen(cls, path: Path, given: RunMeta, trainer: Trainer) -> "_Folder":
         meta = Checkpoint.open(path).meta
-        _require_same(path, meta, _first_meta(model, trainer))
+        _require_same(path, meta, given)
         lines = load_state(path, trainer)
         folder = cls(path, trainer, meta, lines)
         if meta.epochs_done != len(lines):  # stopped between the state and what follows from it
@@ -244,6 +269,11 @@ def _rank(line: EpochMetrics) -> tuple[float, int]:
     return (0.0, line.epoch) if line.val_top1 is None else (line.val_top1, -line.epoch)
 
 
+def folder_name(model: str, seed: int) -> str:
+    """The name of a run's folder: of a model's name, what is safe in a path everywhere."""
+    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model)}-s{seed}"
+
+
 def _claim(runs: Path, name: str) -> Path:
     """Make a folder that nobody had before: NAME, NAME-2, NAME-3..."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -258,7 +288,7 @@ def _claim(runs: Path, name: str) -> Path:
             return path
 
 
-def _first_meta(model: str, trainer: Trainer) -> RunMeta:
+def _first_meta(model: str, trainer: Trainer, start: Start) -> RunMeta:
     recipe, data = trainer.recipe, trainer.data
     held_out = 0 if trainer.held_out is None else len(trainer.held_out.fine)
     return RunMeta(
@@ -281,6 +311,8 @@ def _first_meta(model: str, trainer: Trainer) -> RunMeta:
         commit=git_commit(),
         started_at=_now(),
         finished_at=None,
+        preprocessing=start.preprocessing,
+        initial_weights=start.initial_weights,
     )
 
 
@@ -290,6 +322,10 @@ def _require_same(path: Path, stored: RunMeta, given: RunMeta) -> None:
         "seed": (stored.seed, given.seed),
         "data set": (stored.dataset.name, given.dataset.name),
         "data set digest": (stored.dataset.digest[:12], given.dataset.digest[:12]),
+        "image size": (
+            stored.input_preprocessing.image_size,
+            given.input_preprocessing.image_size,
+        ),
     }
     for what, (was, now) in pairs.items():
         if was != now:

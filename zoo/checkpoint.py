@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from zoo.errors import CheckpointError
 from zoo.files import atomic_file, read_json, sha256_file, write_json
+from zoo.own import is_own
 from zoo.plain import from_plain
+from zoo.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from zoo.data import Dataset
@@ -78,7 +80,14 @@ class RunMeta:
     commit: str | None
     started_at: str  # ISO 8601, UTC
     finished_at: str | None  # None: not complete
+    preprocessing: Preprocessing | None = None  # None in older runs: see input_preprocessing
+    initial_weights: str | None = None  # where they came from; None: initialised by chance
     schema: int = SCHEMA
+
+    @property
+    def input_preprocessing(self) -> Preprocessing:
+        """What the model is fed with; older runs knew 32x32 pixels and their data set only."""
+        return self.preprocessing or Preprocessing.of(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -127,17 +136,46 @@ class Checkpoint:
             )
         return tensors
 
-    def model(self) -> nn.Module:
+    def model(self, *, allow: str | None = None) -> nn.Module:
         """The network with its weights, in eval mode, on the CPU.
 
-        Raises:
-            CheckpointError: the weights are damaged or another model's.
-        """
-        from zoo.models import create_model
+        A network of somebody's own, named package.module:function, is opened only where `allow`
+        repeats that name: it means importing that module, and meta.json may be a stranger's.
 
-        model = create_model(self.meta.model, num_classes=len(self.meta.dataset.class_names))
+        Raises:
+            CheckpointError: the weights are damaged or another model's, or `allow` is not the name
+                of this model.
+        """
+        model = self.untrained_model(allow=allow)
         load_weights(model, self.state_dict(), source=self.path / WEIGHTS, name=self.meta.model)
         return model.eval()
+
+    def untrained_model(self, *, allow: str | None = None) -> nn.Module:
+        """The network as it is initialised, in training mode; `allow` as in `model`."""
+        from zoo.models import create_model
+
+        self.require_consent(allow)
+        return create_model(
+            self.meta.model,
+            num_classes=len(self.meta.dataset.class_names),
+            image_size=self.meta.input_preprocessing.image_size,
+        )
+
+    def require_consent(self, allow: str | None) -> None:
+        """Refuse to go on where opening the network would run code that nobody named.
+
+        Raises:
+            CheckpointError: this is a network of somebody's own and `allow` is not its name, or
+                `allow` names another model than the run holds.
+        """
+        name = self.meta.model
+        if allow is None and is_own(name):
+            raise CheckpointError(
+                f"{self.path} holds a network of somebody's own, and opening it imports that "
+                f"module: if you trust it, pass --model {name}"
+            )
+        if allow not in (None, name):
+            raise CheckpointError(f"{self.path} holds {name}, not {allow}: pass --model {name}")
 
 
 def load_weights(

@@ -37,7 +37,8 @@ class UnknownModelError(ZooError):
     """No variant has this name."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no model named {name!r}: {nearest(name, known)}")
+        close = closest(name, known)
+        super().__init__(f"no model named {name!r}: {close or 'zoo-list shows all'}")
 
 
 class MissingPackageError(ZooError):
@@ -53,10 +54,13 @@ class MissingPackageError(ZooError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Name the closest of `known`, or all of them where none is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"choose one of {', '.join(names)}"
+    return closest(name, names) or f"choose one of {', '.join(names)}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Ask whether the closest of `known` was meant; None where none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else None
 
 
 def first_line(reason: BaseException) -> str:

@@ -1,12 +1,12 @@
 """The one way accuracy is measured, for every backend."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
 
@@ -19,27 +19,11 @@ class Accuracy:
     images: int
 
 
-def to_batch(
-    images: np.ndarray | Tensor, mean: Sequence[float], std: Sequence[float], device: str = "cpu"
-) -> Tensor:
-    """Normalise stored images for a model.
-
-    Shapes:
-        (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels-last memory format, on `device`.
-    """
-    stored = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
-    x = stored.to(device).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
-    shift = torch.tensor(mean, device=device).mul(255).view(1, 3, 1, 1)
-    scale = torch.tensor(std, device=device).mul(255).view(1, 3, 1, 1)
-    return (x - shift) / scale
-
-
 def predict(
     session: InferenceSession,
     images: np.ndarray,
+    preprocessing: Preprocessing,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     batch: int = 256,
 ) -> Tensor:
     """Logits of all images, on the CPU.
@@ -54,7 +38,7 @@ def predict(
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         filler = np.repeat(part[:1], batch - len(part), axis=0)
-        x = to_batch(np.concatenate((part, filler)), mean, std, session.device)
+        x = preprocessing.to_batch(np.concatenate((part, filler)), session.device)
         logits.append(session.run(x)[: len(part)].float().cpu())
     return torch.cat(logits)
 
@@ -76,10 +60,9 @@ def evaluate(
     session: InferenceSession,
     images: np.ndarray,
     labels: np.ndarray,
+    preprocessing: Preprocessing,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     batch: int = 256,
 ) -> Accuracy:
     """Top-1 and top-5 of a session over stored images (N, H, W, 3) uint8 and labels (N,)."""
-    return accuracy(predict(session, images, mean=mean, std=std, batch=batch), labels)
+    return accuracy(predict(session, images, preprocessing, batch=batch), labels)

@@ -30,7 +30,7 @@ def cost_of_model(model: nn.Module, image_shape: tuple[int, int, int] = (3, 32, 
     Shapes:
         image_shape is (C, H, W).
     """
-    twin = _on_meta(model).eval()
+    twin = on_meta(model).eval()
     image = torch.empty((1, *image_shape), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(image)
@@ -38,8 +38,9 @@ def cost_of_model(model: nn.Module, image_shape: tuple[int, int, int] = (3, 32, 
     return Cost(params, counter.get_total_flops() // 2)
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy without storage: deepcopy meets every tensor as already copied to meta."""
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy without storage, for counting and for shapes; `model` itself is left as it is."""
+    # deepcopy meets every tensor as already copied.
     memo: dict[int, object] = {
         id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=tensor.requires_grad)
         for tensor in model.parameters()
