@@ -2,8 +2,8 @@
 # make test   every feature once, against the installed package (under 10 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4,
-# TESTS=tests/test_doctor.py.
+# bench, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
+# STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -16,6 +16,8 @@ OFF = Policy(crop_padding=0, flip_p=0.0, trivial=False, erase_p=0.0)
 LEVELS = range(1 - trivial.LEVELS, trivial.LEVELS)
 # Without a fused multiply-add torchvision rounds twice where we round once: one level of 255.
 SLACK = 0 if torch.backends.cpu.get_cpu_capability().startswith("AVX") else 1
+FED = Preprocessing(32, MEAN, STD)
+BYTES = Preprocessing(32, (0.0, 0.0, 0.0), (1 / 255,) * 3)  # leaves the levels as they are
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_operation_equals_torchvision_at_every_level(operation: int, images: Ten
     for level in LEVELS:
         draws = chosen(len(images), operation=operation, level=level)
 
-        values = apply(OFF, images, draws, (0, 0, 0), (1 / 255,) * 3)
+        values = apply(OFF, images, draws, BYTES)
 
         expected = torch.stack([operate_as_torchvision(x, operation, level) for x in images])
         assert (values - expected).abs().max() <= SLACK, f"level {level}"
@@ -113,7 +115,7 @@ def test_other_image_sizes_move_as_in_torchvision(size: int, images: Tensor) -> 
         for level in (-30, -17, -1, 0, 8, 20, 29):
             draws = chosen(len(some), operation=operation, level=level)
 
-            values = apply(OFF, some, draws, (0, 0, 0), (1 / 255,) * 3)
+            values = apply(OFF, some, draws, replace(BYTES, image_size=size))
 
             expected = torch.stack([operate_as_torchvision(x, operation, level) for x in some])
             assert torch.equal(values, expected.float()), f"operation {operation}, level {level}"
@@ -131,7 +133,7 @@ def test_a_mixed_batch_equals_torchvision_image_by_image(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     stored = batch.contiguous(memory_format=layout)
 
-    values = apply(policy, stored, draws, MEAN, STD, channels_last=channels_last)
+    values = apply(policy, stored, draws, FED, channels_last=channels_last)
 
     one_by_one = [
         through_torchvision(policy, batch[i], draws.rows(slice(i, i + 1)))
@@ -143,9 +145,9 @@ def test_a_mixed_batch_equals_torchvision_image_by_image(
 
 
 def test_nothing_switched_on_is_the_normalisation_of_evaluation(images: Tensor) -> None:
-    values = apply(OFF, images, draw(OFF, len(images), step_generator(0, 0, 0)), MEAN, STD)
+    values = apply(OFF, images, draw(OFF, len(images), step_generator(0, 0, 0)), FED)
 
-    evaluated = Preprocessing(32, MEAN, STD).to_batch(images.permute(0, 2, 3, 1))
+    evaluated = FED.to_batch(images.permute(0, 2, 3, 1))
     assert torch.equal(values, evaluated)
 
 
@@ -205,9 +207,9 @@ def test_processes_that_share_a_batch_see_the_whole_one(images: Tensor) -> None:
     batch = images.repeat(4, 1, 1, 1)
     draws = draw(Policy(), 64, step_generator(5, 0, 7))
 
-    whole = apply(Policy(), batch, draws, MEAN, STD)
+    whole = apply(Policy(), batch, draws, FED)
     parts = [
-        apply(Policy(), batch[rows], draws.rows(rows), MEAN, STD)
+        apply(Policy(), batch[rows], draws.rows(rows), FED)
         for rows in (slice(0, 32), slice(32, 64))
     ]
 
@@ -230,7 +232,7 @@ def test_nothing_else_changes(images: Tensor) -> None:
     draws = draw(Policy(), len(images), step_generator(0, 0, 0))
     choices = [getattr(draws, field.name).clone() for field in fields(Draw)]
 
-    apply(Policy(), images, draws, MEAN, STD)
+    apply(Policy(), images, draws, FED)
     shuffled(100, 0, 0)
 
     assert torch.equal(torch.get_rng_state(), state)
@@ -243,7 +245,7 @@ def test_apply_reads_nothing_back_from_the_device() -> None:
     draws = draw(Policy(), 128, step_generator(0, 0, 0))
     empty = torch.empty(128, 3, 32, 32, dtype=torch.uint8, device="meta")  # has no values to read
 
-    values = apply(Policy(), empty, draws, MEAN, STD, channels_last=True)
+    values = apply(Policy(), empty, draws, FED, channels_last=True)
 
     assert values.shape == (128, 3, 32, 32)
     assert values.is_meta
@@ -253,12 +255,12 @@ def test_apply_reads_nothing_back_from_the_device() -> None:
 def test_gpu_gives_the_same_without_waiting(images: Tensor) -> None:
     batch = images.repeat(8, 1, 1, 1)
     draws = draw(Policy(), len(batch), step_generator(0, 0, 0))
-    expected = apply(Policy(), batch, draws, MEAN, STD)
+    expected = apply(Policy(), batch, draws, FED)
     on_device = batch.cuda()
 
     torch.cuda.set_sync_debug_mode("error")
     try:
-        values = apply(Policy(), on_device, draws, MEAN, STD)
+        values = apply(Policy(), on_device, draws, FED)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -301,6 +303,6 @@ def test_apply_refuses_other_images() -> None:
     draws = draw(Policy(), 2, step_generator(0, 0, 0))
 
     with pytest.raises(ValueError, match=r"expected \(B, 3, S, S\) uint8, got \(2, 32, 32, 3\)"):
-        apply(Policy(), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), draws, MEAN, STD)
+        apply(Policy(), torch.zeros(2, 32, 32, 3, dtype=torch.uint8), draws, FED)
     with pytest.raises(ValueError, match="torch.float32"):
-        apply(Policy(), torch.zeros(2, 3, 32, 32), draws, MEAN, STD)
+        apply(Policy(), torch.zeros(2, 3, 32, 32), draws, FED)

@@ -42,6 +42,11 @@ def test_our_models_are_there_in_a_part_of_timm() -> None:
     run(f"import zoo.models\nfrom timm.models.resnet import ResNet\nimport timm\n{CHECK}")
 
 
+def test_our_models_are_there_after_somebody_only_looked() -> None:
+    look = "import importlib.util\nassert importlib.util.find_spec('timm.models')"
+    run(f"import zoo.models\n{look}\n{look}\nimport timm\n{CHECK}")
+
+
 def test_timm_lists_every_model_of_ours() -> None:
     assert set(timm.list_models("zoo_*")) == {f"zoo_{name}" for name in MODELS}
     assert timm.list_models(module="timm_registry") == timm.list_models("zoo_*")

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training import trivial
+from zoo.preprocess import Preprocessing
 
 ERASE_ATTEMPTS = 10  # rectangles tried before an image is left whole
 UNIFORMS = 9 + 2 * ERASE_ATTEMPTS  # random numbers for an image, used or not
@@ -108,15 +108,14 @@ def apply(
     policy: Policy,
     images: Tensor,
     drawn: Draw,
-    mean: Sequence[float],
-    std: Sequence[float],
+    preprocessing: Preprocessing,
     *,
     channels_last: bool = False,
 ) -> Tensor:
-    """Augment and normalise a batch as drawn; mean and std are those of images in [0, 1].
+    """Augment a batch of stored images as drawn, normalise it, and bring it to the model's size.
 
     Shapes:
-        (B, 3, S, S) uint8 -> (B, 3, S, S) float32, on the same device.
+        (B, 3, H, H) uint8 -> (B, 3, S, S) float32, on the same device.
 
     Note:
         Never waits for the device: groups are formed on the host, from `drawn`. On the way the
@@ -141,9 +140,10 @@ def apply(
     pixels[moving] = F.pad(pixels[moving], (0, 1)).gather(1, moves)  # position 0 is black
     x = _take(images.index_select(0, order), pixels, policy.crop_padding)
     x = trivial.retouch(x, counts, strength).index_select(0, place)
-    x = _erase(_normalise(x, mean, std), rectangles)
+    x = _erase(_normalise(x, preprocessing), rectangles)
     # Last, because the arithmetic above is 8x slower on three interleaved channels (AMD EPYC).
-    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    return preprocessing.fit(x)
 
 
 def _crop(top: Tensor, left: Tensor, is_flipped: Tensor, *, padding: int, size: int) -> Tensor:
@@ -166,11 +166,11 @@ def _take(images: Tensor, pixels: Tensor, padding: int) -> Tensor:
     return torch.stack(planes, dim=1).view_as(images)
 
 
-def _normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Bring bytes to mean 0 and deviation 1, to the last bit as `Preprocessing.to_batch` does."""
     shift, scale = (
         torch.tensor(figures).mul(255).view(1, 3, 1, 1).to(images.device, non_blocking=True)
-        for figures in (mean, std)
+        for figures in (preprocessing.mean, preprocessing.std)
     )
     return images.float().sub_(shift).div_(scale)
 

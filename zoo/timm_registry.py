@@ -6,8 +6,8 @@ else a hook waits for `timm.models` and registers them when that has been import
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -98,7 +98,7 @@ def _config(name: str) -> dict[str, Any]:
 
 
 class _Hook:
-    """A finder that finds nothing itself: it sees `timm.models` coming, and then leaves."""
+    """A finder that finds nothing itself: it sees `timm.models` coming, and leaves after it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -106,15 +106,21 @@ class _Hook:
         """Let the other finders answer; have `register` called after the import."""
         if name != TIMM:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
-            loader, execute = spec.loader, spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                del loader.exec_module  # the instance's own: the loader is as it was
-                execute(module)
-                register()
-
-            loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            self._call_after(spec.loader)
         return spec
+
+    def _call_after(self, loader: Loader) -> None:
+        execute = loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            del loader.exec_module  # the instance's own: the loader is as it was
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            register()
+
+        loader.exec_module = execute_and_register  # type: ignore[method-assign]
