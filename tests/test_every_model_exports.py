@@ -41,9 +41,20 @@ def program(model: nn.Module) -> torch.export.ExportedProgram:
     )
 
 
+def limit(expected: torch.Tensor) -> float:
+    return 1e-4 * max(1.0, expected.abs().max().item())
+
+
 def assert_agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
-    limit = 1e-4 * max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found, expected, rtol=0, atol=limit)
+    torch.testing.assert_close(found, expected, rtol=0, atol=limit(expected))
+
+
+def test_the_images_matter(model: nn.Module) -> None:
+    """Otherwise two networks of nothing but biases would agree below."""
+    with torch.no_grad():
+        logits = model(random_images(32))
+
+    assert logits.std(0).max() > 100 * limit(logits)
 
 
 def test_one_graph_under_compile(model: nn.Module) -> None:
