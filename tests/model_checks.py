@@ -69,9 +69,12 @@ def with_values_everywhere(model: nn.Module) -> nn.Module:
                 parameter.add_(0.1 * noise)
             elif parameter.numel() > 1 and (parameter.max() - parameter.min()) < 1e-6:
                 parameter.mul_(1 + 0.1 * noise)
+        is_vit = any("pos_embed" in name for name, _ in model.named_parameters())
         for name, parameter in model.named_parameters():
-            if "table" in name or "pos_embed" in name:
+            if "table" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            elif is_vit and parameter.ndim > 1:
+                parameter.mul_(3)  # as they start, the class token hardly sees the image
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0  # the statistics of these very images: the signal stays
