@@ -260,8 +260,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def committed() -> Study:
-    if not (ZOO / "records").is_dir():
-        pytest.skip("needs the records of bench_results/zoo: make zoo-speed")
     return study(read_records(ZOO))
 
 

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from export.parity import batched_logits, compare
 from export.target import ExportTarget
 from zoo.data import Dataset, load_dataset
 from zoo.errors import MachineError
-from zoo.models import create_model, list_models
+from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, InferenceSession
 
@@ -178,27 +177,3 @@ def test_logits_come_from_batches_of_many_sizes(
 
     assert session.batches == batches
     torch.testing.assert_close(logits, EagerSession(model).run(images[:count]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
-@pytest.mark.parametrize("kind", TARGETS)
-def test_every_model_agrees_with_eager(
-    kind: str,
-    name: str,
-    data: Dataset,
-    preprocessing: Preprocessing,
-    images: Tensor,
-    tmp_path: Path,
-) -> None:
-    model = settled(create_model(name), data)
-    target = load_target(kind)
-    path = tmp_path / f"{name}{target.suffix}"
-    target.export(model, images[:2], path, precision="fp32", metadata=METADATA)
-
-    stored_images = data.test.images[: len(images)]
-    found = batched_logits(target.open(path, device="cpu"), stored_images, preprocessing)
-
-    expected = batched_logits(EagerSession(model), stored_images, preprocessing)
-    parity = compare(expected, found, tolerance=target.tolerance["fp32"])
-    assert parity.passed, parity
