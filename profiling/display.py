@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from profiling.record import FAILED, OK, SKIPPED
-from profiling.tables import aligned, mebibytes, millions, number, percent, run_name
+from profiling.tables import mebibytes, millions, number, percent, run_name
 from zoo.display import LiveDisplay
+from zoo.text import columns
 
 if TYPE_CHECKING:
     from profiling.record import Measurement
@@ -75,7 +76,8 @@ def results(records: Sequence["Measurement"]) -> str:
             )
     if len(lines) == 1:
         return ""
-    return "".join("  ".join(line).rstrip() + "\n" for line in aligned(lines, left=NAME_COLUMNS))
+    right = range(NAME_COLUMNS, len(lines[0]))
+    return "".join(f"{line}\n" for line in columns(lines, right=right))
 
 
 def heading(record: "Measurement") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling.record import OK, STUDY, Measurement
-from profiling.tables import aligned, millions, number, percent, place, timing
+from profiling.tables import markdown_table, millions, number, percent, place, timing
 from zoo.environment import Environment
 from zoo.errors import RecordError, ZooError
 from zoo.files import read_json
@@ -316,9 +316,7 @@ def _table(study: Study, batches: Sequence[int]) -> str:
             one = row.by_batch.get(batch)
             cells += ["", "", ""] if one is None else _cells(one)
         lines.append(cells)
-    first, *body = aligned(lines, left=1)
-    rule = ["-" * len(first[0]), *("-" * (len(cell) - 1) + ":" for cell in first[1:])]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (first, rule, *body))
+    return markdown_table(lines, left=1)
 
 
 def _cells(one: Timing) -> list[str]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from profiling.record import OK, Measurement
 from zoo.environment import Environment
+from zoo.text import aligned
 
 CSV_FIELDS = (
     *("model", "backend", "runtime", "precision", "batch", "status", "reason"),
@@ -237,24 +238,17 @@ def markdown(table: Table) -> str:
     """The rows as a Markdown table that is legible as it stands."""
     if not table.rows:
         return ""
-    header, *body = aligned(cells(table), left=LEFT_COLUMNS)
+    return markdown_table(cells(table), left=LEFT_COLUMNS)
+
+
+def markdown_table(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table that is legible as it stands; the first `left` columns hold names."""
+    header, *body = aligned(lines, right=range(left, len(lines[0])))
     rule = [
-        "-" * len(cell) if column < LEFT_COLUMNS else "-" * (len(cell) - 1) + ":"
+        "-" * len(cell) if column < left else "-" * (len(cell) - 1) + ":"
         for column, cell in enumerate(header)
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
-
-
-def aligned(lines: Sequence[Sequence[str]], *, left: int) -> list[list[str]]:
-    """Pad each column to its widest cell; the first `left` columns to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
 
 
 def csv_text(tables: Iterable[Table]) -> str:

@@ -29,7 +29,7 @@ class Hub:
         if not place.startswith("/api"):  # the client asks for more than files
             self.requests.append((handler.command, name))
         error = self.error
-        if place != f"/{REPO}/resolve/{COMMIT}":
+        if place not in (f"/{REPO}/resolve/{COMMIT}", f"/{REPO}/resolve/main"):
             error = error or "RevisionNotFound"
         elif name not in self.files:
             error = error or "EntryNotFound"

@@ -7,11 +7,11 @@ import pytest
 from sample_run import sample_run
 from torch import nn
 
-from zoo import card, cli, pretrained
+from zoo import cli, pretrained
 from zoo.card import Measured, make_card, options, summary
-from zoo.checkpoint import save_run
+from zoo.checkpoint import complete_runs, save_run
 from zoo.data import load_dataset
-from zoo.models import MODELS
+from zoo.models import MODELS, model_spec
 
 Show = Callable[..., str]
 
@@ -157,7 +157,7 @@ def test_measured_accuracies_name_their_run(runs: Path, show: Show, elsewhere: P
 def test_shipped_weights_and_runs_stand_side_by_side(runs: Path) -> None:
     shipped = pretrained.card("resnet_20")
 
-    first, second = make_card(MODELS["resnet_20"], runs=runs).measured
+    first, second = make_card(MODELS["resnet_20"], runs=complete_runs(runs)).measured
 
     assert (first.top1, first.commit, first.place) == (
         shipped.test_top1,
@@ -185,6 +185,16 @@ def test_runs_are_found_where_the_command_is_called(
     monkeypatch.setattr(cli, "RUNS", Path(runs.name))
 
     assert f"{runs.name}/resnet_20-s3" in show("resnet_20")
+
+
+def test_runs_that_are_under_way_do_not_stand_in_the_way(
+    tmp_path: Path, show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sample_run(tmp_path / "runs" / "resnet_32-s0", load_dataset("cifar100-mini"))
+    save_run(run.path, replace(run.meta, finished_at=None))
+    monkeypatch.chdir(tmp_path)
+
+    assert "measured here: nothing yet" in show("resnet_32")
 
 
 def test_a_folder_without_runs_is_refused_when_it_was_named(
@@ -238,7 +248,7 @@ def test_an_unknown_model(
 
 
 def test_a_network_of_timm_has_a_card_too() -> None:
-    ours, theirs = make_card(MODELS["resnet_18"]), make_card(card.find("timm:resnet18"))
+    ours, theirs = make_card(MODELS["resnet_18"]), make_card(model_spec("timm:resnet18"))
 
     assert (theirs.params, theirs.macs) == (ours.params, ours.macs)
     assert theirs.receptive_field == ours.receptive_field

@@ -10,30 +10,6 @@ from zoo.models import MODELS, create_model, model_spec
 from zoo.registry import register_model
 
 
-def test_shortcuts_are_projections_only_where_the_shape_changes() -> None:
-    shortcuts = [block.shortcut for stage in create_model("resnet_56").stages for block in stage]
-
-    projected = [i for i, module in enumerate(shortcuts) if not isinstance(module, nn.Identity)]
-
-    assert projected == [9, 18]
-
-
-def test_drop_path_rises_linearly() -> None:
-    model = create_model("improved_resnet20_convnext", drop_path=0.4)
-
-    rates = [block.drop_path.rate for stage in model.stages for block in stage]
-
-    assert rates == pytest.approx([0.05 * i for i in range(9)])
-
-
-def test_hidden_width_counts_from_the_input() -> None:
-    model = create_model("improved_resnet20_convnext")
-
-    hidden = [block.branch[1][0].out_channels for stage in model.stages for block in stage]
-
-    assert hidden == [64, 64, 64, 64, 128, 128, 128, 256, 256]
-
-
 def test_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(UnknownModelError) as caught:
         create_model("resnet_21")

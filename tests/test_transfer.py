@@ -297,9 +297,7 @@ def test_the_weights_are_downloaded_from_the_hub(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    commit = hub_host.COMMIT
     monkeypatch.setattr(hub_host, "REPO", str(neighbour(MODEL).config.hf_hub_id))
-    monkeypatch.setattr(hub_host, "COMMIT", "main")
 
     with hub_host.serving() as host:
         template = f"{host.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -308,8 +306,11 @@ def test_the_weights_are_downloaded_from_the_hub(
         host.files = {"model.safetensors": file.read_bytes()}
         found = from_hub(neighbour(MODEL), image_size=SIZE)
 
-    assert found.source == f"hub:{hub_host.REPO}@{commit}"
+    assert found.source == f"hub:{hub_host.REPO}@{hub_host.COMMIT}"
     assert found.tensors.keys() == imagenet.keys()
+
+    again = from_hub(neighbour(MODEL), image_size=SIZE)  # the host is gone, the cache is not
+    assert again.source == found.source
 
 
 def test_an_own_network_has_no_published_weights(few: Dataset) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from zoo import hub
 from zoo.errors import MachineError, ZooError, first_line
 from zoo.neighbours import Neighbour, is_adapted
 
 WEIGHTS, FILE_OPTION = "model.safetensors", "--pretrained-file FILE.safetensors"
 HUB_OWNER = "timm/"  # whose repositories hold tensors under timm's own names
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".tar")
+MOST_BYTES = 8_000_000_000  # of a file: 2 billion weights in fp32
 COUNTER = "num_batches_tracked"  # of a batch norm; older files go without, and nothing reads it
 
 
@@ -148,19 +150,14 @@ def classifiers(network: nn.Module) -> dict[str, nn.Module]:
 
 def _fetch(name: str, repo: str) -> tuple[Path, str]:
     """The weights file of a repository and the commit that it is of."""
-    import huggingface_hub
-
     try:
-        # Asked for first: without a network it fails at once, where the download would try for
-        # half a minute and tell of every attempt.
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo, WEIGHTS))
-        file = Path(huggingface_hub.hf_hub_download(repo, WEIGHTS))
-    except Exception as reason:  # a lost connection has the classes of the client's own transport
-        cached = huggingface_hub.try_to_load_from_cache(repo, WEIGHTS)
-        if not isinstance(cached, str):
+        return hub.newest(repo, WEIGHTS, most_bytes=MOST_BYTES)
+    except MachineError as error:
+        before = hub.cached(repo, WEIGHTS)
+        if before is None:
+            reason = first_line(error.__cause__ or error)
             raise MachineError(
-                f"the weights of {name} cannot be fetched from the Hub ({first_line(reason)}): "
+                f"the weights of {name} cannot be fetched from the Hub ({reason}): "
                 f"connect to the network, or pass {FILE_OPTION} with {WEIGHTS} of {repo}"
             ) from None
-        file = Path(cached)
-    return file, file.parent.name  # <cache>/<repository>/snapshots/<commit>/<file>
+        return before

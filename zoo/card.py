@@ -3,20 +3,21 @@
 import inspect
 import json
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from zoo.anatomy import Part, ReceptiveField, Shape, parts, receptive_field
-from zoo.catalogue import aligned, percent
+from zoo.catalogue import percent
 from zoo.reported import Reported, ReportedValue, accuracies, values
+from zoo.text import columns
 
 if TYPE_CHECKING:
+    from zoo.checkpoint import Checkpoint
     from zoo.neighbours import Neighbour
     from zoo.registry import ModelSpec
 
@@ -63,25 +64,13 @@ class ModelCard:
     measured: tuple[Measured, ...]  # by us
 
 
-def find(name: str) -> "ModelSpec | Neighbour":
-    """What is known of a name.
-
-    Raises:
-        ZooError: there is no such model; the message holds the nearest names.
-    """
-    from zoo.models import model_spec
-    from zoo.neighbours import is_neighbour, neighbour
-
-    return neighbour(name) if is_neighbour(name) else model_spec(name)
-
-
-def make_card(spec: "ModelSpec | Neighbour", *, runs: Path | None = None) -> ModelCard:
+def make_card(spec: "ModelSpec | Neighbour", *, runs: Iterable["Checkpoint"] = ()) -> ModelCard:
     """Build the network without storage and look at it, then collect the figures.
 
-    `runs` holds the run folders to look into; without it, only the package is asked.
+    What was measured comes from the package and from those of `runs` that are of this model.
 
     Raises:
-        CheckpointError: `runs` holds no complete run, or the weights of the package are damaged.
+        CheckpointError: the weights of the package are damaged.
     """
     sized = {"image_size": IMAGE_SIZE} if "image_size" in _defaults(spec.build) else {}
     with torch.device("meta"):
@@ -251,8 +240,7 @@ def _shape(shape: Shape | None) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
-    text = aligned(rows, right=[column in right for column in range(len(rows[0]))])
-    return [f"  {line}" for line in text.splitlines()]
+    return [f"  {line}" for line in columns(rows, right=right)]
 
 
 def _number(value: float | None) -> str:
@@ -278,10 +266,8 @@ def _of_package(name: str) -> Iterator[Measured]:
         )
 
 
-def _of_runs(name: str, runs: Path | None) -> Iterator[Measured]:
-    from zoo.checkpoint import complete_runs
-
-    for run in [] if runs is None else complete_runs(runs):
+def _of_runs(name: str, runs: Iterable["Checkpoint"]) -> Iterator[Measured]:
+    for run in runs:
         meta = run.meta
         if meta.model == name:
             yield Measured(

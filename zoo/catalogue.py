@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ZooError, nearest
+from zoo.text import columns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +129,8 @@ def to_csv(listed: Sequence[Entry]) -> str:
 def to_text(listed: Sequence[Entry]) -> str:
     """The list as plain text: a heading and one line for each variant."""
     rows = [[title for title, _, _ in COLUMNS], *map(cells, listed)]
-    return aligned(rows, right=[side == RIGHT for _, side, _ in COLUMNS])
+    right = [index for index, (_, side, _) in enumerate(COLUMNS) if side == RIGHT]
+    return "\n".join(columns(rows, right=right))
 
 
 def print_table(listed: Sequence[Entry], console: "Console") -> None:
@@ -172,19 +174,6 @@ def cells(entry: Entry) -> list[str]:
 def percent(share: float | None) -> str:
     """A fraction as percent; nothing where there is none."""
     return "" if share is None else f"{100 * share:.2f}"
-
-
-def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:
-    """Lines of text in columns; `right` says which are flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        texts = (
-            text.rjust(width) if is_right else text.ljust(width)
-            for text, width, is_right in zip(row, widths, right, strict=True)
-        )
-        lines.append("  ".join(texts).rstrip())
-    return "\n".join(lines)
 
 
 def _entry(spec: "ModelSpec", *, has_weights: bool) -> Entry:

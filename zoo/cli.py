@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def list_parser() -> Parser:
         "--runs",
         type=Path,
         metavar="DIR",
-        help=f"where runs of MODEL are sought; without it, in {RUNS} if it has any",
+        help=f"where runs of MODEL are sought; without it, in {RUNS} where it has any",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON in place of text")
@@ -136,12 +137,16 @@ def _show(args: argparse.Namespace) -> int:
             flag = f"--{option.replace('_', '-')}"
             raise ZooError(f"{flag} belongs to the list: leave it or {args.model} out")
     from zoo import card
-    from zoo.checkpoint import all_runs
+    from zoo.checkpoint import complete_runs
+    from zoo.errors import CheckpointError
+    from zoo.models import model_spec
 
-    runs = args.runs
-    if runs is None and all_runs(RUNS):
-        runs = RUNS
-    made = card.make_card(card.find(args.model), runs=runs)
+    spec = model_spec(args.model)
+    runs = [] if args.runs is None else complete_runs(args.runs)
+    if args.runs is None:
+        with suppress(CheckpointError):  # nobody asked for runs that are not complete yet
+            runs = complete_runs(RUNS)
+    made = card.make_card(spec, runs=runs)
     print(card.to_json(made) if args.json else card.to_text(made))
     return 0
 

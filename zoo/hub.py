@@ -35,6 +35,30 @@ def parse(text: str) -> Place:
     return Place(*parts.groups())
 
 
+def newest(repo: str, name: str, *, most_bytes: int) -> tuple[Path, str]:
+    """The newest version of a file, and its commit; `cached` finds it later.
+
+    Raises:
+        ZooError: the repository or the file does not exist, or the file is larger than
+            `most_bytes`.
+        MachineError: the Hub cannot be reached, or the transfer was cut.
+    """
+    import huggingface_hub
+
+    what = f"{name} of {repo}"
+    _ask(what, repo, name, revision=None, most_bytes=most_bytes)
+    with _one_line_errors(what):
+        return _with_commit(huggingface_hub.hf_hub_download(repo, name))
+
+
+def cached(repo: str, name: str) -> tuple[Path, str] | None:
+    """The version of a file that was the newest when it was fetched, and its commit."""
+    import huggingface_hub
+
+    file = huggingface_hub.try_to_load_from_cache(repo, name)
+    return _with_commit(file) if isinstance(file, str) else None
+
+
 def fetch(place: Place, name: str, *, most_bytes: int) -> Path:
     """One file of a repository, from the Hub's cache or else over the network.
 
@@ -52,17 +76,32 @@ def fetch(place: Place, name: str, *, most_bytes: int) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     what = f"{name} of {place}"
-    with _one_line_errors(what):
-        url = huggingface_hub.hf_hub_url(place.repo, name, revision=place.commit)
-        # Asked for first: it bounds the size, and without a network it fails at once, where the
-        # download would try for half a minute.
-        facts = huggingface_hub.get_hf_file_metadata(url)
-    if facts.commit_hash != place.commit:
-        raise ZooError(f"{what}: the Hub answered for another commit, {facts.commit_hash}")
-    if facts.size is None or facts.size > most_bytes:
-        raise ZooError(f"{what} has {facts.size} bytes, expected were {most_bytes} at most")
+    commit = _ask(what, place.repo, name, revision=place.commit, most_bytes=most_bytes)
+    if commit != place.commit:
+        raise ZooError(f"{what}: the Hub answered for another commit, {commit}")
     with _one_line_errors(what):
         return Path(huggingface_hub.hf_hub_download(place.repo, name, revision=place.commit))
+
+
+def _ask(what: str, repo: str, name: str, *, revision: str | None, most_bytes: int) -> str | None:
+    """The commit of a file that is not too large.
+
+    Asked before any download: without a network this fails at once, where the download would try
+    for half a minute.
+    """
+    import huggingface_hub
+
+    with _one_line_errors(what):
+        url = huggingface_hub.hf_hub_url(repo, name, revision=revision)
+        facts = huggingface_hub.get_hf_file_metadata(url)
+    if facts.size is None or facts.size > most_bytes:
+        raise ZooError(f"{what} has {facts.size} bytes, expected were {most_bytes} at most")
+    return facts.commit_hash
+
+
+def _with_commit(file: str) -> tuple[Path, str]:
+    path = Path(file)
+    return path, path.parent.name  # <cache>/<repository>/snapshots/<commit>/<file>
 
 
 @contextmanager

@@ -1,0 +1,20 @@
+"""Columns of plain text."""
+
+from collections.abc import Container, Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[list[str]]:
+    """Pad each column to its widest cell; those whose positions are in `right` are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
+    """One line for each row, its cells aligned and two spaces apart."""
+    return ["  ".join(row).rstrip() for row in aligned(rows, right=right)]
