@@ -80,7 +80,7 @@ def train_shortly(name: str, data: Dataset) -> Short:
         peak_lr=1e-4,
         warmup_epochs=0.1 * epochs,
         weight_decay=0.05,
-        trivial_augment=False,
+        augment="none",
         erase_p=0.0,
         full_train=True,
         precision="fp32",
