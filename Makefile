@@ -2,8 +2,10 @@
 # make test   every feature once, against the installed package (under 10 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
-# STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py.
+# bench, bench-train, gpu, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13,
+# TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py,
+# BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
+# EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,6 +30,15 @@ DEMO_EXPORT = --to onnx
 DEMO_BENCH = --batch 1,256 --budget 10
 DEMO_REPORT = --out report
 
+# Options of tests/benchmarks/bench_train.py; without any, resnet_20 on CIFAR-100 (ZOO_DATA).
+BENCH_TRAIN =
+
+# Time in all and of one call, folder and further options of tests/benchmarks/gpu_evidence.py.
+BUDGET ?= 25m
+SLICE ?= 9m
+EVIDENCE ?= gpu-evidence
+GPU =
+
 # The committed report, from the committed records.
 REPORT = bench_results --out bench_results/report --readme bench_results/README.md
 
@@ -42,6 +53,9 @@ PINS = constraints/$(if $(filter v100,$(STACK)),v100,default).txt
 SYSTEM = $(if $(filter system,$(TORCH)),--system-site-packages)
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check
 PACKAGES = zoo training export profiling
+# The runtimes that tests can use on any machine; CUDA 13 and 12 do not share an environment.
+EXTRAS = $(STACK),dev,openvino$(if $(filter v100,$(STACK)),,$(COMMA)trt-rtx)
+COMMA = ,
 
 # Another choice is another environment: setup starts anew where the stamp's name differs.
 DEPENDENCIES = $(VENV)/.dependencies-$(PYTHON_VERSION)-$(STACK)-$(TORCH)
@@ -53,7 +67,7 @@ RUN = env -u PYTHONPATH PYTHONSAFEPATH=1 "$(VENV)/bin/python" -m
 PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-ci-extra check bench zoo-speed short-training report setup clean FORCE
+.PHONY: demo test test-all test-ci-extra check bench bench-train gpu zoo-speed short-training report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -81,6 +95,13 @@ check: $(DEPENDENCIES)
 
 bench: setup
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:xdist tests/benchmarks
+
+bench-train: setup # half an hour alone on a machine with 2 cores, some minutes on one with a GPU
+	env -u OMP_NUM_THREADS "$(VENV)/bin/python" tests/benchmarks/bench_train.py $(BENCH_TRAIN)
+
+gpu: # whatever torch is here, without set-up; another call with the same EVIDENCE goes on
+	PYTHONPATH="$(CURDIR)" "$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))" \
+		tests/benchmarks/gpu_evidence.py --budget $(BUDGET) --slice $(SLICE) --out "$(EVIDENCE)" $(GPU)
 
 zoo-speed: setup # a quarter of an hour alone on the machine; a network that fails is in the README
 	rm -rf $(ZOO_SPEED)/records
@@ -128,7 +149,7 @@ endif
 ifeq ($(TORCH),cpu)
 	@$(PIP) install -qq -c "$(VENV)/pins.txt" --index-url "$(TORCH_CPU_INDEX)" torch torchvision
 endif
-	@$(PIP) install -qq --no-build-isolation -c "$(VENV)/pins.txt" '.[$(STACK),dev]'
+	@$(PIP) install -qq --no-build-isolation -c "$(VENV)/pins.txt" '.[$(EXTRAS)]'
 	@touch "$@"
 
 # The list of files is a prerequisite too, so that a removed file leaves the environment.

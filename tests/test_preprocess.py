@@ -12,8 +12,9 @@ from sample_run import sample_run
 from torch import Tensor
 
 from training import Runtime, train
-from training.augment import Policy, apply, draw, step_generator
+from training.augment import Augmentation, Policy
 from training.loop import Trainer
+from training.philox import Numbers, make_key
 from zoo.checkpoint import Checkpoint
 from zoo.data import MEAN, STD, Dataset, load_dataset
 from zoo.errors import CheckpointError, ZooError
@@ -146,11 +147,13 @@ def test_a_damaged_preprocessing_is_named(data: Dataset, tmp_path: Path) -> None
 
 def test_training_and_evaluation_see_the_same(few: Dataset) -> None:
     preprocessing = Preprocessing.of(few, image_size=48)
-    off = Policy(crop_padding=0, flip_p=0.0, trivial=False, erase_p=0.0)
+    off = Policy(crop_padding=0, flip_p=0.0, augment="none", erase_p=0.0)
+    cpu = torch.device("cpu")
+    augment = Augmentation(off, preprocessing, size=32, device=cpu)
     images = torch.from_numpy(few.train.images.transpose(0, 3, 1, 2).copy())
-    draws = draw(off, len(images), step_generator(0, 0, 0))
+    place = Numbers(key=make_key(0, cpu), epoch=torch.tensor(1), place=torch.arange(len(images)))
 
-    augmented = apply(off, images, draws, preprocessing, channels_last=True)
+    augmented, *_ = augment(images, torch.zeros(len(images)), place)
 
     fed = preprocessing.to_batch(few.train.images)
     torch.testing.assert_close(augmented, fed, rtol=0, atol=1e-6)
@@ -170,7 +173,8 @@ def test_the_trainer_feeds_the_size_of_the_run(few: Dataset) -> None:
         preprocessing=preprocessing,
     )
 
-    images, _ = next(run._batches(1))
+    run.stepper.begin(1)
+    images, *_ = run.stepper.batch()
 
     assert images.shape == (10, 3, 40, 40)
     assert images.is_contiguous(memory_format=torch.channels_last)

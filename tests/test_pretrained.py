@@ -388,6 +388,8 @@ def test_a_card_holds_every_fact_of_its_run(run: Checkpoint, folder: Path) -> No
 
     for field in (*fields(RunMeta), *fields(DatasetInfo)):
         name = renamed.get(field.name, field.name)
+        if field.name == "job":  # says which processes went together, nothing about weights
+            continue
         assert name in found, f"cards lack {field.name}"
         if field.name not in ("dataset", "schema"):
             assert kept[name] == facts[field.name], name

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.cli import Job, build_parser, main, make_job
+from training.cli import main
+from training.options import Job, build_parser, make_job
 from training.recipes import QUICK, STUDY
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
@@ -65,6 +67,19 @@ def test_options_change_the_recipe() -> None:
     assert wanted.recipe.nesterov == QUICK.nesterov
 
 
+def test_the_recipe_is_that_of_the_model() -> None:
+    assert job("convnext_tiny").recipe.peak_lr == 4e-3
+    assert job("resnet_20", "--recipe", "strong").recipe.name == "strong"
+
+
+def test_the_rate_follows_the_batch_only_where_asked() -> None:
+    scaled = job("resnet_20", "--batch-size", "256", "--scale-lr").recipe
+    kept = job("resnet_20", "--batch-size", "256").recipe
+
+    assert (scaled.batch_size, scaled.peak_lr) == (256, 0.025)
+    assert (kept.batch_size, kept.peak_lr) == (256, 0.1)
+
+
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
@@ -77,6 +92,24 @@ def test_options_change_the_recipe() -> None:
             ("resnet_20", "--set", "peak_lr=-1"),
             "recipe 'study': peak_lr must be above 0 and finite, got -1",
         ),
+        (
+            ("resnet_20", "--scale-lr"),
+            "--scale-lr follows the batch size: name one with --batch-size",
+        ),
+        (
+            ("resnet_20", "--compile-mode", "default"),
+            "--compile-mode default says how: pass --compile beside it",
+        ),
+        (
+            ("resnet_20", "--rdzv-id", "x"),
+            "--rdzv-endpoint and --rdzv-id are for several nodes: pass --nnodes",
+        ),
+        (
+            ("resnet_20", "--nnodes", "2:4"),
+            "--nnodes 2:4 needs a place where the nodes meet: pass --rdzv-endpoint",
+        ),
+        (("--resume", "auto"), "no model given: zoo-train MODEL"),
+        (("--replay", "no/run"), "there is no run no/run: train one with zoo-train"),
         (("resnet_21",), "no model named 'resnet_21': did you mean"),
         (("resnet_20", "--resume", "no/run"), "there is no run no/run: train one with zoo-train"),
         (
@@ -114,6 +147,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ("--batch-size", "x"),
         ("--unknown",),
         ("--seed", "-1"),
+        ("--nnodes", "4:2"),
+        ("--max-restarts", "x"),
+        ("--save-seconds", "0"),
         ("--seed", "9" * 23),
     ],
 )
@@ -177,12 +213,12 @@ def test_a_signal_keeps_the_last_complete_epoch(
 ) -> None:
     command = [
         *(sys.executable, "-m", "training.cli", "resnet_20", *pictures, "--recipe", "smoke"),
-        *("--epochs", "5000", "--runs", str(tmp_path)),
+        *("--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.1"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    state = tmp_path / "resnet_20-s0" / "state" / "last.pt"
+    weights = tmp_path / "resnet_20-s0" / "weights.safetensors"
     deadline = time.monotonic() + 120
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not weights.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
     process.send_signal(number)
@@ -220,7 +256,12 @@ def test_a_run_is_trained_and_resumed_by_the_command(
     assert shown[0].startswith(f"resnet_20 on {pictures[1]}, recipe smoke, 1 epochs, batch 10,")
     assert shown[1].startswith("predicted: ")
     assert shown[2].startswith("epoch 1/1  ")
-    assert shown[3].startswith("test top-1 ")
+    assert re.fullmatch(
+        r"compiled in [\d.]+ s, 0 recompiled later; a step takes [\d.]+ ms instead of [\d.]+ ms: "
+        r"(it does not pay|it pays after [\d.]+ epochs)",
+        shown[3],
+    )
+    assert shown[4].startswith("test top-1 ")
     meta = json.loads((tmp_path / "runs/resnet_20-s0/meta.json").read_text())
     assert meta["dataset"]["name"] == pictures[1]
 
@@ -242,5 +283,8 @@ def test_every_option_is_a_decision() -> None:
         *("-h", "--help", "--version", "--recipe", "--epochs", "--batch-size", "--set"),
         *("--full-train", "--seed", "--dataset", "--data-dir", "--compile", "--device"),
         *("--runs", "--resume", "--model", "--image-size", "--pretrained", "--pretrained-file"),
-        "--freeze-backbone",
+        *("--freeze-backbone", "--scale-lr", "--replay", "--log", "--compile-mode"),
+        *("--cuda-graphs", "--accumulate", "--deterministic", "--save-seconds", "--nproc"),
+        *("--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--sync-batchnorm"),
+        "--comm-hook",
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import training.cli
 from export import export_model
-from export.artifact import open_artifact
+from export.opening import open_artifact
 from training import Recipe, Runtime, named_recipe, train
 from training.loop import Trainer
 from training.optim import parameter_groups
@@ -95,7 +95,7 @@ def test_a_classifier_of_as_many_classes_is_taken_over(file: Path, few: Dataset)
     path = file.with_name("hundred.safetensors")
     safetensors.torch.save_file(network.state_dict(), path)
 
-    start = begin(MODEL, few, Wanted(image_size=SIZE, file=path))
+    start = begin(MODEL, few, Wanted(image_size=SIZE, file=path), QUIET)
 
     assert torch.equal(start.network.head.fc.bias, torch.full((100,), 7.0))
 
@@ -210,7 +210,7 @@ def test_a_counter_of_batch_norms_may_be_missing(few: Dataset, tmp_path: Path) -
     kept = {key: value for key, value in tensors.items() if not key.endswith("_tracked")}
     safetensors.torch.save_file(kept, path)
 
-    start = begin("resnet_20", few, Wanted(file=path))
+    start = begin("resnet_20", few, Wanted(file=path), QUIET)
 
     assert torch.equal(
         start.network.stages[0][0].first[0].weight, kept["stages.0.0.first.0.weight"]
@@ -357,7 +357,7 @@ def test_only_the_classifier_changes(model: str, ema_decay: float, few: Dataset)
     for state in (run.plain.state_dict(), run.selected.state_dict()):
         for key, tensor in state.items():
             assert torch.equal(tensor, before[key]) is not key.startswith(heads), key
-    trained = [p for group in run.optimizer.param_groups for p in group["params"]]
+    trained = [p for group in run.stepper.optimizer.param_groups for p in group["params"]]
     assert sum(parameter.numel() for parameter in trained) == sum(
         before[key].numel() for key in before if key.startswith(heads)
     )

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from training.recipe import Recipe, Runtime
-from training.recipes import RECIPES, named_recipe
+from training.recipes import RECIPES, named_recipe, recipe_for
 
 if TYPE_CHECKING:
     from training.run import train
 
-__all__ = ["RECIPES", "Recipe", "Runtime", "named_recipe", "train"]
+__all__ = ["RECIPES", "Recipe", "Runtime", "named_recipe", "recipe_for", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,181 +1,60 @@
 """The command zoo-train."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.recipe import Recipe, Runtime, with_epochs, with_settings
-from training.recipes import RECIPES, named_recipe
-from zoo.command import Parser, positive_int, run, seed
+from training.elastic import Launch, is_launched, is_worker, launch, speaks, work
+from training.options import Job, build_parser, make_job, make_runtime
+from zoo.command import run
 from zoo.errors import ZooError
 from zoo.preprocess import STORED_SIZE
 
 if TYPE_CHECKING:
-    from training.loop import Progress
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What one call of zoo-train is to do."""
-
-    model: str
-    image_size: int | None  # None: as stored
-    pretrained: bool
-    pretrained_file: Path | None
-    recipe: Recipe
-    runtime: Runtime
-    dataset: str
-    data_dir: Path | None
-    seed: int
-    runs: Path
-    resume: Path | None
+    from zoo.data import Dataset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-train`."""
-    args = build_parser().parse_args(argv)
-    return run("zoo-train", lambda: _train(args))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(arguments)
+    if is_launched():
+        return work(lambda: _call(args, arguments))
+    return run("zoo-train", lambda: _call(args, arguments))
 
 
-def build_parser() -> Parser:
-    """All options of `zoo-train`."""
-    parser = Parser("zoo-train", "Train a model of the zoo; prints the folder of the run.")
-    parser.add_argument("model", nargs="?", help="such as resnet_20, or timm:resnet18 of timm")
-    parser.add_argument(
-        "--model",
-        dest="named",
-        metavar="NAME",
-        help="the same, or package.module:function: a network of yours",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=positive_int,
-        metavar="S",
-        help="bring the images to SxS pixels after augmentation (32: as they are stored)",
-    )
-    parser.add_argument(
-        "--pretrained",
-        action="store_true",
-        help="start from trained weights: ours, or for timm:NAME those of ImageNet from the Hub",
-    )
-    parser.add_argument(
-        "--pretrained-file",
-        type=Path,
-        metavar="FILE",
-        help="start from the weights in a .safetensors file",
-    )
-    parser.add_argument("--freeze-backbone", action="store_true", help="train the classifier alone")
-    parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (study unless resumed)")
-    parser.add_argument(
-        "--epochs", type=positive_int, help="instead of the recipe's; warm-up keeps its share"
-    )
-    parser.add_argument("--batch-size", type=positive_int, help="images a step, all processes")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="one recipe field"
-    )
-    parser.add_argument(
-        "--full-train",
-        action="store_true",
-        help="train on all training images and keep the last epoch; else a tenth is held out "
-        "to choose the epoch",
-    )
-    parser.add_argument("--seed", type=seed, help="of weights, order and augmentation (0)")
-    parser.add_argument(
-        "--dataset", help="cifar100, cifar100-mini (shipped), cifar10 or folder:PATH (cifar100)"
-    )
-    parser.add_argument("--data-dir", type=Path, help="where the data lies; else ZOO_DATA")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run")
-    return parser
-
-
-def make_job(args: argparse.Namespace) -> Job:
-    """Resolve the options to one value.
-
-    Raises:
-        ZooError: no model was named, or a recipe or one of its fields is unknown or out of range.
-    """
-    model, seed, dataset = args.model or args.named, args.seed, args.dataset
-    if args.model and args.named:
-        raise ZooError(f"two models given, {args.model} and {args.named}: leave one out")
-    if args.resume is None:
-        if model is None:
-            raise ZooError("no model given: zoo-train MODEL, such as zoo-train resnet_20")
-        recipe = named_recipe(args.recipe or "study")
-    else:
-        from training.state import stored_recipe
-        from zoo.checkpoint import Checkpoint
-
-        stored = Checkpoint.open(args.resume)
-        meta = stored.meta
-        if model is None:  # else it is compared with the run's own, as its seed is
-            stored.require_consent(None)
-        recipe = named_recipe(args.recipe) if args.recipe else stored_recipe(args.resume)
-        model = model or meta.model
-        seed = meta.seed if seed is None else seed
-        dataset = dataset or meta.dataset.name
-    if args.epochs is not None:
-        recipe = with_epochs(recipe, args.epochs)
-    settings = dict(_setting(text) for text in args.set)
-    if args.batch_size is not None:
-        settings["batch_size"] = str(args.batch_size)
-    if args.full_train:
-        settings["full_train"] = "true"
-    if args.freeze_backbone:
-        settings["freeze_backbone"] = "true"
-    return Job(
-        model=model,
-        image_size=args.image_size,
-        pretrained=args.pretrained,
-        pretrained_file=args.pretrained_file,
-        recipe=with_settings(recipe, settings),
-        runtime=Runtime(device=args.device, compile=args.compile),
-        dataset=dataset or "cifar100",
-        data_dir=args.data_dir,
-        seed=seed or 0,
-        runs=args.runs,
-        resume=args.resume,
-    )
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
-    return name, value
-
-
-def _train(args: argparse.Namespace) -> None:
+def _call(args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    if args.replay is not None:
+        _replay(args)
+        return
     job = make_job(args)
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
+    _check_model(job)  # before any data is fetched
+    if job.tensorboard:
+        from training.event_log import require_tensorboard
+
+        require_tensorboard()
+    if job.launch is None or is_launched():
+        _train(job)
+        return
+    _check_launch(job, job.launch)
+    _load(job.dataset, job.data_dir)  # once, and with its errors, before there are processes
+    launch(arguments, job.launch)
+
+
+def _train(job: Job) -> None:
     from training.display import TrainingDisplay
     from training.run import train
-    from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
 
-    _check_model(job)  # before any data is fetched
-    with TransferDisplay() as display:
-        data = load_dataset(
-            job.dataset, data_dir=job.data_dir, on_progress=display if speaks else None
-        )
-    if speaks:
+    data = _load(job.dataset, job.data_dir)
+    if speaks():
         print(
             f"{job.model} on {data.name}, recipe {job.recipe.name}, {job.recipe.epochs} epochs, "
             f"batch {job.recipe.batch_size}, seed {job.seed}{_size(job)}",
             file=sys.stderr,
         )
     with TrainingDisplay() as bar:
-
-        def show(progress: "Progress") -> None:
-            if speaks:
-                bar(progress)
-
         done = train(
             job.model,
             job.recipe,
@@ -187,9 +66,13 @@ def _train(args: argparse.Namespace) -> None:
             image_size=job.image_size,
             pretrained=job.pretrained,
             pretrained_file=job.pretrained_file,
-            on_progress=show,
+            init_from=job.init_from,
+            teacher=job.teacher,
+            tensorboard=job.tensorboard,
+            on_progress=bar if speaks() else None,
+            on_note=bar.note if speaks() else None,
         )
-    if speaks:
+    if speaks():
         meta = done.meta
         chosen = f"epoch {meta.epoch}, the {_selection(meta.selection)}"
         print(
@@ -197,6 +80,46 @@ def _train(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         print(done.path)
+
+
+def _replay(args: argparse.Namespace) -> None:
+    from training.run import replay
+    from zoo.checkpoint import Checkpoint
+
+    stored = Checkpoint.open(args.replay)
+    stored.require_consent(args.model or args.named)
+    data = _load(args.dataset or stored.meta.dataset.name, args.data_dir)
+    for line in replay(args.replay, make_runtime(args), data, teacher=args.teacher, on_note=_say):
+        print(line)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _load(dataset: str, data_dir: Path | None) -> "Dataset":
+    from zoo.data import load_dataset
+    from zoo.display import TransferDisplay
+
+    with TransferDisplay() as display:
+        return load_dataset(dataset, data_dir=data_dir, on_progress=display if speaks() else None)
+
+
+def _check_launch(job: Job, wanted: Launch) -> None:
+    """Refuse more processes than this machine has GPUs for, and a launcher in a launcher.
+
+    Raises:
+        ZooError: one or the other.
+    """
+    import torch
+
+    if is_worker():
+        raise ZooError("another launcher started this process: leave out --nproc and --nnodes")
+    gpus = torch.cuda.device_count() if job.runtime.device != "cpu" else 0
+    if gpus and wanted.nproc > gpus:
+        raise ZooError(
+            f"--nproc {wanted.nproc} exceeds the GPUs of this machine: pass at most {gpus}"
+        )
 
 
 def _check_model(job: Job) -> None:
@@ -212,6 +135,14 @@ def _check_model(job: Job) -> None:
 
     if job.pretrained_file is not None and job.resume is None:
         check_file(job.pretrained_file)
+    if job.init_from is not None and job.resume is None:
+        from training.start import check_run
+
+        check_run(job.init_from, job.model)
+    if job.teacher is not None:
+        from training.teacher import check_teacher
+
+        check_teacher(job.teacher, student=job.model)
     if is_own(job.model):
         load_function(job.model)
         return

@@ -46,6 +46,10 @@ class TrainingDisplay(LiveDisplay):
             )
             self._line(f"{where}  {step_text(progress)}")
 
+    def note(self, text: str) -> None:
+        """Show what happened beside the steps."""
+        self._line(text)
+
     def _line(self, text: str) -> None:
         self.printed = time.monotonic()
         self.console.print(text, soft_wrap=True)

@@ -1,31 +1,32 @@
 """The training loop; nothing else drives an optimiser."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from training import augment
-from training.freeze import Frozen
-from training.optim import learning_rate, make_average, make_optimizer, set_rate
-from training.precision import autocast
+from training.augment import Augmentation, Policy
+from training.kernels import Choice, restore, use_fast_kernels
+from training.pipeline import make_source
+from training.precision import DTYPES
 from training.recipe import Recipe, Runtime
+from training.step import Step
 from zoo.data import Dataset, Split, validation_split
-from zoo.errors import MachineError, ZooError
+from zoo.errors import MachineError, ZooError, first_line
 from zoo.evaluate import Accuracy, accuracy, predict
 from zoo.preprocess import Preprocessing
-from zoo.session import EagerSession, require_compiler
+from zoo.session import EagerSession
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
 PROBE_STEPS = 3
-EVALUATION_BATCH = 256
+EVALUATION_BATCH = {"cpu": 256, "cuda": 1000}  # images in one call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class EpochMetrics:
     train_top1: float  # of the augmented images, while training
     val_top1: float | None  # None where no images are held out
     learning_rate: float  # of the last step
-    train_seconds: float  # steps of this epoch
+    train_seconds: float  # steps of this epoch, since the run began or was resumed
     evaluation_seconds: float
     images_per_s: float
 
@@ -60,14 +61,29 @@ class EpochMetrics:
 OnProgress = Callable[[Progress], None]
 
 
+class NonFinite(MachineError):
+    """The loss became infinite or NaN."""
+
+    def __init__(self, *, epoch: int, step: int, learning_rate: float, peak_lr: float) -> None:
+        self.epoch, self.step, self.learning_rate = epoch, step, learning_rate
+        super().__init__(
+            f"the loss became infinite or NaN in epoch {epoch}, step {step + 1}, learning rate "
+            f"{learning_rate:.3g}: lower it with --set peak_lr={peak_lr / 4:.3g}"
+        )
+
+
 class Trainer:
     """One model on one process's device, with what its optimiser has to remember.
 
-    Random numbers follow from (seed, epoch, place in the epoch) alone. Each process draws those of
-    the whole batch and uses its own rows, so the number of processes does not change the data.
+    Random numbers follow from (seed, epoch, place in the epoch) alone; each process draws those of
+    its own rows of a batch, so the number of processes does not change the data.
 
     Augmentation works on the stored images; their batch is then brought to the size that
-    `preprocessing` names, on the device. Without one they are used as they are stored.
+    `preprocessing` names, on the device. Without one they are used as they are stored. With a
+    `teacher` the loss is in part the divergence from what that network says of the same images.
+
+    Raises:
+        ZooError: the batch does not divide into the processes, or exceeds the training images.
     """
 
     def __init__(
@@ -80,227 +96,279 @@ class Trainer:
         *,
         seed: int,
         preprocessing: Preprocessing | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.recipe, self.runtime, self.data, self.seed = recipe, runtime, data, seed
         self.preprocessing = preprocessing or Preprocessing.of(data)
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.held_out, self.images, self.labels = self._place(data.train)
-        self.steps = len(self.images) // recipe.batch_size  # the last partial batch is left out
-        self._require_batches()
-        self.plain = model.to(self.device).to(memory_format=torch.channels_last)
-        self.frozen = Frozen(self.plain) if recipe.freeze_backbone else None
-        self.optimizer = make_optimizer(self.plain, recipe)
-        self.network = accelerator.prepare_model(self.plain)
-        self.average = make_average(self.plain, recipe)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        self.rate = learning_rate(recipe, self.steps)
-        self.policy = augment.Policy(
-            crop_padding=recipe.crop_padding,
-            flip_p=recipe.flip_p,
-            trivial=recipe.trivial_augment,
-            erase_p=recipe.erase_p,
+        self.kernels: list[Choice] = []  # convolutions that could train faster than with cuDNN
+        self.compile_seconds = 0.0  # of the first step, where it compiles or captures
+        images, labels = self._hold_out(data.train)
+        self.steps = len(labels) // recipe.batch_size  # the last partial batch is left out
+        self._require_batches(len(labels))
+        self.plain = model.to(self.device)
+        if runtime.channels_last:
+            self.plain = self.plain.to(memory_format=torch.channels_last)
+        self.stepper = Step(
+            self.plain,
+            recipe,
+            runtime,
+            make_source(images, labels, self.device, batch=recipe.batch_size // self.world),
+            Augmentation(
+                Policy.of(recipe),
+                self.preprocessing,
+                size=images.shape[-1],
+                device=self.device,
+                channels_last=runtime.channels_last,
+            ),
+            accelerator,
+            seed=seed,
+            steps=self.steps,
+            teacher=None if teacher is None else self._still(teacher),
         )
-        self.forward_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self._forward_loss
-        if runtime.compile:
-            require_compiler(self.device.type)
-            self.forward_loss = torch.compile(self._forward_loss, dynamic=False)
 
     @property
     def selected(self) -> nn.Module:
         """The module whose accuracy counts: the average where the recipe keeps one."""
-        return self.plain if self.average is None else self.average.module
+        average = self.stepper.average
+        return self.plain if average is None else average.module
 
-    def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
-        return {
-            "model": self.plain.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch, counted from 1, and step of it, counted from 0, that come next."""
+        epoch, step = self.stepper.epoch, self.stepper.step
+        return (epoch + 1, 0) if step == self.steps or epoch == 0 else (epoch, step)
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, on the CPU; every process must ask for it.
+
+        Raises:
+            NonFinite: the loss was not finite in this epoch.
+        """
+        self.check()
+        return self.stepper.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state` returned."""
-        self.plain.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        self.stepper.load_state(state)
+
+    def check(self) -> None:
+        """Wait for the device, and see whether every loss of this epoch was finite.
+
+        Raises:
+            NonFinite: one was not.
+        """
+        everywhere: Tensor = self.accelerator.gather(self.stepper.bad[None])
+        step = int(everywhere.max().item())
+        if step >= 0:
+            epoch = self.stepper.epoch
+            rate = self.stepper.schedule((epoch - 1) * self.steps + step)
+            raise NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=self.recipe.peak_lr)
 
     def predicted_seconds(self, epochs: int) -> float:
         """Time that `epochs` more epochs and the evaluations will take, by a few real steps.
 
-        Weights, buffers and random numbers are afterwards as they were. With `compile` this is
-        where compilation happens; it is not part of the answer.
+        Weights, buffers and random numbers are afterwards as they were. This is where compilation
+        and capture happen, which take `compile_seconds`; they are not part of the answer.
         """
-        before = {key: value.clone() for key, value in self.plain.state_dict().items()}
-        steps = sorted([self._timed(self._probe) for _ in range(1 + PROBE_STEPS)][1:])
-        self.plain.load_state_dict(before)
-        self.optimizer.zero_grad(set_to_none=True)
+        stepper = self.stepper
+        before = stepper.state()
+        self.kernels = self._fast_kernels()
+        if stepper.epoch == 0 or stepper.step + PROBE_STEPS >= self.steps:
+            stepper.begin(max(1, stepper.epoch))
+        with _cudnn_benchmark(not self.runtime.deterministic):
+            first = self._first_step()
+            if stepper.wants_graph:
+                first += self._timed(stepper.capture)
+        steps = [self._timed(self._probe) for _ in range(PROBE_STEPS)]
+        self.compile_seconds = max(0.0, first - median(steps))
+        stepper.load_state(before)
         session = EagerSession(self.selected, device=str(self.device))
-        part = self.data.test.images[:EVALUATION_BATCH]
+        part = self.data.test.images[: EVALUATION_BATCH[self.device.type]]
         evaluation = min(self._timed(lambda: self._predict(session, part)) for _ in range(2))
         held_out = 0 if self.held_out is None else len(self.held_out.fine)
-        batches = (epochs * held_out + len(self.data.test.fine)) / EVALUATION_BATCH / self.world
-        return float(steps[PROBE_STEPS // 2] * epochs * self.steps + evaluation * batches)
+        images = (epochs * held_out + len(self.data.test.fine)) / self.world
+        batches = images / EVALUATION_BATCH[self.device.type]
+        return float(median(steps) * epochs * self.steps + evaluation * batches)
 
-    def epoch(self, epoch: int, on_progress: OnProgress, seconds_per_epoch: float) -> EpochMetrics:
+    def epoch(
+        self,
+        epoch: int,
+        on_progress: OnProgress,
+        seconds_per_epoch: float,
+        *,
+        at_boundary: Callable[[], None] | None = None,
+    ) -> EpochMetrics:
         """Train one epoch, counted from 1, and evaluate on the held-out images.
 
+        An epoch that was begun already is finished. `at_boundary` is called between two steps.
+
         Raises:
-            MachineError: the loss is no longer finite.
+            NonFinite: the loss became infinite or NaN.
         """
         start = reported = time.perf_counter()
-        loss_sum = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        for step, (loss, right) in enumerate(self.run_steps(epoch)):
-            loss_sum += loss
-            hits += right
+        first = self.stepper.step if self._is_under_way(epoch) else 0
+        for step, _ in enumerate(self.run_steps(epoch), start=first + 1):
             now = time.perf_counter()
             if now - reported >= REPORT_SECONDS:
                 reported = now
-                speed = (step + 1) * self.recipe.batch_size / (now - start)
-                left = (self.steps - step - 1) * self.recipe.batch_size / speed
+                loss, top1 = (self.stepper.sums / step).tolist()
+                speed = (step - first) * self.recipe.batch_size / (now - start)
+                left = (self.steps - step) * self.recipe.batch_size / speed
                 on_progress(
                     Progress(
                         epoch=epoch,
                         epochs=self.recipe.epochs,
-                        step=step + 1,
+                        step=step,
                         steps=self.steps,
                         seconds_left=left + (self.recipe.epochs - epoch) * seconds_per_epoch,
                         images_per_s=speed,
-                        loss=loss_sum.item() / (step + 1),
-                        top1=hits.item() / (step + 1),
+                        loss=loss,
+                        top1=top1,
                     )
                 )
-        self._synchronize()
+            if at_boundary is not None and step < self.steps:
+                at_boundary()
+        self.check()
         trained = time.perf_counter() - start
-        mean_loss, top1 = self._mean(loss_sum / self.steps), self._mean(hits / self.steps)
-        if not math.isfinite(mean_loss):
-            raise MachineError(
-                f"the loss became {mean_loss} in epoch {epoch}, learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}: "
-                f"lower it with --set peak_lr={self.recipe.peak_lr / 4:.3g}"
-            )
+        sums = self.accelerator.reduce(self.stepper.sums / self.steps, "mean")
+        mean_loss, top1 = sums.tolist()
         start = time.perf_counter()
-        held_out = None if self.held_out is None else self.evaluate(self.held_out).top1
+        held_out = None if self.held_out is None else self._top1_held_out()
         return EpochMetrics(
             epoch=epoch,
             train_loss=mean_loss,
             train_top1=top1,
             val_top1=held_out,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.stepper.schedule(epoch * self.steps - 1),
             train_seconds=trained,
             evaluation_seconds=time.perf_counter() - start,
-            images_per_s=self.steps * self.recipe.batch_size / trained,
+            images_per_s=(self.steps - first) * self.recipe.batch_size / trained,
         )
 
     def evaluate(self, split: Split) -> Accuracy:
         """Accuracy over `split` in fp32; each image counts once, over all processes."""
-        session = EagerSession(self.selected, device=str(self.device))
         mine = slice(self.rank, None, self.world)
-        found = accuracy(self._predict(session, split.images[mine]), split.fine[mine])
+        return self._evaluate(split.images[mine], split.fine[mine])
+
+    def run_steps(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Take the steps of an epoch that are left; yield loss and share of hits of each.
+
+        Both lie on the device, where the next step overwrites them.
+        """
+        if not self._is_under_way(epoch):
+            self.stepper.begin(epoch)
+        self.stepper.train_mode()  # an evaluation may lie between two steps of a resumed epoch
+        for _ in range(self.stepper.step, self.steps):
+            yield self.stepper.take()
+
+    def _still(self, teacher: nn.Module) -> nn.Module:
+        """A teacher on the device that learns nothing more."""
+        still = teacher.eval().requires_grad_(False).to(self.device)
+        return still.to(memory_format=torch.channels_last) if self.runtime.channels_last else still
+
+    def _fast_kernels(self) -> list[Choice]:
+        """Take our own convolutions where they are faster; no choice where bits must repeat."""
+        dtype = DTYPES.get(self.recipe.precision)
+        if not self.runtime.compile or self.runtime.deterministic or dtype is None:
+            return []
+        size = self.preprocessing.image_size
+        batch = self.recipe.batch_size // self.world // self.runtime.accumulate
+        return use_fast_kernels(self.plain, (batch, 3, size, size), dtype)
+
+    def _is_under_way(self, epoch: int) -> bool:
+        return self.stepper.epoch == epoch and self.stepper.step < self.steps
+
+    def _hold_out(self, train: Split) -> tuple[Tensor, Tensor]:
+        """Set the validation part aside; the rest on the host: (N, 3, H, W) uint8, (N,)."""
+        rows = np.arange(len(train.fine))
+        self.held_out: Split | None = None
+        if not self.recipe.full_train:
+            rows, held = validation_split(train)
+            self.held_out = Split(images=train.images[held], fine=train.fine[held], coarse=None)
+            mine = slice(self.rank, None, self.world)
+            seen = np.ascontiguousarray(self.held_out.images[mine])
+            self._held_out_images = torch.from_numpy(seen).to(self.device)
+        images = torch.from_numpy(np.ascontiguousarray(train.images[rows].transpose(0, 3, 1, 2)))
+        return images, torch.from_numpy(np.array(train.fine[rows])).long()
+
+    def _require_batches(self, images: int) -> None:
+        size, parts = self.recipe.batch_size, self.world * self.runtime.accumulate
+        if size % parts or size // parts < 2:
+            times = f" in {self.runtime.accumulate} parts" if self.runtime.accumulate > 1 else ""
+            raise ZooError(
+                f"batch size {size} does not divide into 2 or more images for each of "
+                f"{self.world} processes{times}: pass --batch-size with a multiple of {parts}"
+            )
+        if size // parts % 2 and (self.recipe.mixup_alpha or self.recipe.cutmix_alpha):
+            raise ZooError(
+                f"batch size {size} leaves {size // parts} images to mix in pairs: "
+                f"pass --batch-size with a multiple of {2 * parts}"
+            )
+        if self.steps == 0:
+            raise ZooError(
+                f"batch size {size} exceeds the {images} training images of "
+                f"{self.data.name}: pass a smaller --batch-size"
+            )
+
+    def _top1_held_out(self) -> float:
+        assert self.held_out is not None
+        mine = slice(self.rank, None, self.world)
+        return self._evaluate(self._held_out_images, self.held_out.fine[mine]).top1
+
+    def _evaluate(self, images: np.ndarray | Tensor, labels: np.ndarray) -> Accuracy:
+        if self.world > 1:  # the statistics of batch norms that are stored are the first process's
+            for buffer in self.selected.buffers():
+                buffer.copy_(broadcast(buffer))
+        session = EagerSession(self.selected, device=str(self.device))
+        found = accuracy(self._predict(session, images), labels)
         counts = torch.tensor(
             [found.top1 * found.images, found.top5 * found.images, found.images],
             device=self.device,
             dtype=torch.float64,
         )
-        top1, top5, images = (round(v) for v in self.accelerator.reduce(counts, "sum").tolist())
-        return Accuracy(top1 / images, top5 / images, images)
+        top1, top5, count = (round(v) for v in self.accelerator.reduce(counts, "sum").tolist())
+        return Accuracy(top1 / count, top5 / count, count)
 
-    def run_steps(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Take the steps of an epoch; yield loss and accuracy of each, still on the device."""
-        forward = augment.step_generator(
-            self.seed, epoch, -1 - self.rank
-        )  # no step has this number
-        torch.manual_seed(forward.initial_seed())
-        self._set_training()
-        for step, (images, labels) in enumerate(self._batches(epoch)):
-            set_rate(self.optimizer, self.rate((epoch - 1) * self.steps + step))
-            loss, right = self.forward_loss(images, labels)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.average is not None:
-                self.average.update_parameters(self.plain)
-            yield loss.detach(), right
-
-    def _place(self, train: Split) -> tuple[Split | None, Tensor, Tensor]:
-        """Hold out the validation part and put the rest on the device: (N, 3, H, W) uint8."""
-        rows, held_out = np.arange(len(train.fine)), None
-        if not self.recipe.full_train:
-            rows, held = validation_split(train)
-            held_out = Split(images=train.images[held], fine=train.fine[held], coarse=None)
-        images = torch.from_numpy(np.ascontiguousarray(train.images[rows].transpose(0, 3, 1, 2)))
-        labels = torch.from_numpy(np.array(train.fine[rows]))
-        return held_out, images.to(self.device), labels.to(self.device)
-
-    def _require_batches(self) -> None:
-        size = self.recipe.batch_size
-        if size % self.world or size // self.world < 2:
-            raise ZooError(
-                f"batch size {size} does not divide into 2 or more images for each of "
-                f"{self.world} processes: pass --batch-size with a multiple of {self.world}"
-            )
-        if self.steps == 0:
-            raise ZooError(
-                f"batch size {size} exceeds the {len(self.images)} training images of "
-                f"{self.data.name}: pass a smaller --batch-size"
-            )
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each batch of an epoch, augmented."""
-        size = self.recipe.batch_size
-        share = size // self.world
-        order = augment.shuffled(len(self.images), self.seed, epoch)
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        for step in range(self.steps):
-            generator = augment.step_generator(self.seed, epoch, step)
-            drawn = augment.draw(
-                self.policy, size, generator, image_size=self.images.shape[-1]
-            ).rows(mine)
-            rows = order[step * size : (step + 1) * size][mine].to(self.device, non_blocking=True)
-            images = augment.apply(
-                self.policy,
-                self.images.index_select(0, rows),  # on a CPU 15x faster than self.images[rows]
-                drawn,
-                self.preprocessing,
-                channels_last=True,
-            )
-            yield images, self.labels.index_select(0, rows)
-
-    def _forward_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(self.recipe, self.device):
-            logits = self.network(images)  # (B, K)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        return loss, (logits.detach().argmax(1) == labels).float().mean()
-
-    def _set_training(self) -> None:
-        self.network.train()
-        if self.frozen is not None:
-            self.frozen.keep_still()
+    def _first_step(self) -> float:
+        """Compile; without our own convolutions where the compiler fails on them."""
+        try:
+            return self._timed(self._probe)
+        except (AssertionError, RuntimeError) as reason:
+            if not any(choice.swapped for choice in self.kernels):
+                raise
+            failure = f"torch.compile: {first_line(reason)}"
+        restore(self.plain)
+        self.kernels = [replace(one, swapped=False, failure=failure) for one in self.kernels]
+        torch.compiler.reset()
+        self.stepper.optimizer.zero_grad(set_to_none=True)
+        return self._timed(self._probe)
 
     def _probe(self) -> None:
-        """Forward and backward of one batch of epoch 1."""
-        self._set_training()
-        loss, _ = self.forward_loss(*next(self._batches(1)))
-        loss.backward()  # type: ignore[no-untyped-call]
+        """One step more, of those that are undone afterwards."""
+        if self.stepper.step == self.steps:
+            self.stepper.begin(self.stepper.epoch)
+        self.stepper.take()
 
     def _timed(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()
         call()
-        self._synchronize()
-        return time.perf_counter() - start
-
-    def _predict(self, session: EagerSession, images: np.ndarray) -> Tensor:
-        return predict(session, images, self.preprocessing, batch=EVALUATION_BATCH)
-
-    def _mean(self, value: Tensor) -> float:
-        return float(self.accelerator.reduce(value, "mean").item())
-
-    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _predict(self, session: EagerSession, images: np.ndarray | Tensor) -> Tensor:
+        batch = EVALUATION_BATCH[self.device.type]
+        return predict(session, images, self.preprocessing, batch=batch)
+
+
+@contextmanager
+def _cudnn_benchmark(wanted: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms on shapes that it meets for the first time."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

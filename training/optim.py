@@ -1,22 +1,21 @@
-"""Parameter groups, the learning-rate schedule, and the average of the weights."""
+"""The optimiser, and the average of the weights."""
 
-import math
-from collections.abc import Callable
+import copy
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.recipe import Recipe
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser, fused where torch offers it; the rate is set step by step."""
+def make_optimizer(model: nn.Module, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
+    """The recipe's optimiser, fused; it uses what `rate`, a scalar on the device, holds."""
     groups = parameter_groups(model, recipe)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.peak_lr, fused=True)
+        # A captured step counts on the device.
+        return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=rate.is_cuda)
     return torch.optim.SGD(
-        groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+        groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )
 
 
@@ -34,30 +33,32 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
 
 
-def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """The rate of each optimiser step, counted from 0: linear warm-up, then a fall to zero."""
-    total = recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup_epochs * steps_per_epoch
+class Average:
+    """An exponential moving average of weights and buffers, as a network of its own.
 
-    def rate(step: int) -> float:
-        if step < warmup:
-            return recipe.peak_lr * (step + 1) / (warmup + 1)
-        done = (step - warmup) / (total - warmup)  # in [0, 1)
-        share = 1 - done if recipe.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-        return recipe.peak_lr * share
+    Source:
+        Polyak and Juditsky 1992, in the exponential form that Tan and Le 2019, arXiv:1905.11946,
+        section 5.2, train with.
+    """
 
-    return rate
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
+    @torch.no_grad()
+    def update(self, is_first: Tensor) -> None:
+        """Move towards the network; all the way where `is_first`, a bool on the device, holds."""
+        mine, theirs = ([pair[side] for pair in self.floats] for side in (0, 1))
+        weight = torch.where(is_first, 1.0, 1 - self.decay)
+        steps = torch._foreach_sub(theirs, mine)
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(mine, steps)
+        for counter, theirs_ in self.counters:
+            counter.copy_(theirs_)
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` in the next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """An exponential moving average of weights and buffers, or None where the recipe has none."""
-    if not recipe.ema_decay:
-        return None
-    average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    @staticmethod
+    def _tensors(model: nn.Module) -> list[Tensor]:
+        return [*model.parameters(), *model.buffers()]

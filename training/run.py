@@ -1,37 +1,37 @@
-"""A training run from start to finish, and its folder."""
+"""A training run from start to finish."""
 
-import json
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from torch import nn
 
-from training.curves import draw_curves
-from training.loop import EpochMetrics, OnProgress, Progress, Trainer
+from training.break_even import compile_line, compiled_graphs, step_seconds
+from training.event_log import Log, event_log
+from training.folder import RunFolder, first_meta
+from training.loop import NonFinite, OnProgress, Progress, Trainer
+from training.memory import is_out_of_memory, out_of_memory
 from training.precision import resolve_precision
+from training.processes import Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
+from training.replay import keep_failure, replay_step
+from training.resume import require_same_recipe, require_same_run, run_to_continue
+from training.saver import Saver
 from training.start import Start, Wanted, again, begin
-from training.state import load_state, require_same_recipe, save_state
-from zoo.checkpoint import CURVES, META, METRICS, RECIPE, Checkpoint, DatasetInfo, RunMeta, save_run
+from training.state import stored_recipe
+from training.teacher import Teacher, open_teacher, require_same_images, require_teacher
+from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset
-from zoo.doctor import require_kernels
-from zoo.environment import capture, git_commit
-from zoo.errors import CheckpointError, MachineError, first_line
-from zoo.files import write_atomic, write_json
-from zoo.session import tf32
-from zoo.signals import held_signals
+from zoo.errors import MachineError, first_line
+from zoo.signals import stop_request
 
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of its errors; importing them takes long
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+Note = Callable[[str], None]
 
 
 def train(
@@ -46,105 +46,254 @@ def train(
     image_size: int | None = None,
     pretrained: bool = False,
     pretrained_file: Path | str | None = None,
+    init_from: Path | str | None = None,
+    teacher: Path | str | None = None,
+    tensorboard: bool = False,
     on_progress: OnProgress | None = None,
+    on_note: Note | None = None,
 ) -> Checkpoint:
     """Train a model and return its run folder, complete with the accuracy on the test images.
 
     The test images are used once, after the last epoch; without `recipe.full_train` the weights
-    kept are those of the epoch with the best accuracy on the held-out training images. An
-    interruption keeps the folder as the last complete epoch left it, for `resume`; before the end
-    of the first epoch it leaves none.
+    kept are those of the epoch with the best accuracy on the held-out training images.
+
+    What a resume needs is stored at the start, every `runtime.save_seconds` and at the end. Ctrl-C
+    and SIGTERM store it after the step under way, a second one acts at once; before the first step
+    they leave no folder. A resumed run takes the same steps as one that was never stopped.
+
+    `resume` is a run folder, or "auto" for the run of this model, seed, recipe and data set that
+    was begun last and is not complete; without one a new run begins.
 
     `model` is a name that `create_model` takes. Images are brought to `image_size` after their
     augmentation; without it they stay as they are stored. With `pretrained` the network starts
     from the weights of the package, those of timm:NAME from the Hub; `pretrained_file` names a
-    safetensors file in their place. What a run began with is stored: to resume it, none of these
-    is needed again.
+    safetensors file in their place, `init_from` a run of the same model, such as `pretrain` leaves,
+    of which everything but the classifier is taken, and how its images were prepared. What a run
+    began with is stored: to resume it, none of these is needed again. `teacher` is a run whose
+    answers take the share `recipe.distillation` of the loss; to resume, it is.
 
     Raises:
         ZooError: model, recipe, data and weights do not fit each other, or the device cannot do
             what the recipe asks for.
         CheckpointError: `resume` is no run, is complete, or began with another model, seed,
-            recipe, image size or data set.
-        MachineError: the loss became infinite or NaN, or weights cannot be fetched.
+            recipe, image size, data set or teacher; or `teacher` is fed other images.
+        MachineError: the loss became infinite or NaN, memory ran out, or weights cannot be fetched.
         OSError: the folder cannot be written.
     """
-    report = on_progress or (lambda progress: None)
+    report, note = on_progress or _silent, on_note or _silent
     wanted = Wanted(
         image_size=image_size,
         pretrained=pretrained,
         file=None if pretrained_file is None else Path(pretrained_file),
+        run=None if init_from is None else Path(init_from),
     )
-    with _accelerator(runtime) as accelerator, _one_line_errors(recipe):
+    with processes(runtime) as accelerator, _compiler_errors():
         recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
-        torch.manual_seed(seed)
-        if resume is None:
-            start = begin(model, data, wanted)
-        else:
-            require_same_recipe(Path(resume), recipe)
-            start = again(Checkpoint.open(resume).meta, model, data, wanted)
-        trainer = Trainer(
-            start.network,
-            recipe,
-            runtime,
-            data,
+        found = None if teacher is None else open_teacher(teacher, data, student=model)
+        asked = _Asked(model, recipe, runtime, data, seed, wanted, accelerator, found)
+        path = by_first(
             accelerator,
-            seed=seed,
-            preprocessing=start.preprocessing,
+            lambda: run_to_continue(
+                Path(runs),
+                None if resume is None else str(resume),
+                model=model,
+                seed=seed,
+                recipe=recipe,
+                data=data,
+                image_size=image_size,
+                teacher=asked.teacher_name,
+                job=Job.current(),
+            ),
         )
-        meta = _first_meta(model, trainer, start)
-        if resume is None:
-            folder = _Folder.create(Path(runs), meta, trainer)
-        else:
-            folder = _Folder.reopen(Path(resume), meta, trainer)
         try:
-            return _run(folder, trainer, report)
-        finally:
-            folder.close()
-
-
-def _run(folder: "_Folder", trainer: Trainer, report: OnProgress) -> Checkpoint:
-    epochs, steps = trainer.recipe.epochs, trainer.steps
-    remaining = epochs - folder.done
-    if not remaining:  # stopped between the last epoch and the test images
-        return folder.finish()
-    predicted = trainer.predicted_seconds(remaining)
-    speed = remaining * steps * trainer.recipe.batch_size / predicted
-    start = Progress(
-        epoch=0, epochs=epochs, step=0, steps=steps, seconds_left=predicted, images_per_s=speed
-    )
-    report(start)
-    spent = predicted / remaining  # an epoch; the last one tells better than the probe
-    for epoch in range(folder.done + 1, epochs + 1):
-        metrics = trainer.epoch(epoch, report, spent)
-        folder.keep(metrics)
-        spent = metrics.train_seconds + metrics.evaluation_seconds
-        report(
-            Progress(
-                epoch=epoch,
-                epochs=epochs,
-                step=steps,
-                steps=steps,
-                seconds_left=spent * (epochs - epoch),
-                images_per_s=metrics.images_per_s,
-                loss=metrics.train_loss,
-                metrics=metrics,
-            )
+            return _train(asked, path, Path(runs), tensorboard, report, note)
+        except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+            if not is_out_of_memory(error):
+                raise
+        # Here the frames of the step that failed are gone, and with them its tensors.
+        raise out_of_memory(
+            lambda size: asked.trainer(asked.start(path), batch_size=size, compile=False),
+            recipe.batch_size,
+            world=accelerator.num_processes,
         )
+
+
+def replay(
+    run: Path | str,
+    runtime: Runtime,
+    data: Dataset,
+    *,
+    teacher: Path | str | None = None,
+    on_note: Note | None = None,
+) -> list[str]:
+    """Take the step at which the loss of `run` stopped being finite once more.
+
+    Returns a line about the step, then where values stop being finite, the first one first. Nothing
+    is compiled, and the run stays as it is. A run with a teacher needs it again.
+
+    Raises:
+        CheckpointError: `run` is no run, had another teacher, or the state that it left is damaged.
+        MachineError: this time every step goes well.
+    """
+    path, meta = Path(run), Checkpoint.open(run).meta
+    recipe = stored_recipe(path)
+    eager = replace(runtime, compile=False, cuda_graphs="off")
+    with processes(eager) as accelerator:
+        found = None if teacher is None else open_teacher(teacher, data, student=meta.model)
+        asked = _Asked(meta.model, recipe, eager, data, meta.seed, Wanted(), accelerator, found)
+        require_teacher(recipe, found, meta)
+        start = asked.start(path)
+        trainer = asked.trainer(start)
+        require_same_run(
+            path, replace(meta, finished_at=None), first_meta(meta.model, trainer, start)
+        )
+        return replay_step(path, trainer, on_note or _silent)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What a run is made of."""
+
+    model: str
+    recipe: Recipe  # resolved: no "auto" is left
+    runtime: Runtime
+    data: Dataset
+    seed: int
+    wanted: Wanted
+    accelerator: Accelerator
+    teacher: Teacher | None = None
+
+    @property
+    def teacher_name(self) -> str | None:
+        """As in `RunMeta`."""
+        return None if self.teacher is None else self.teacher.name
+
+    def start(self, path: Path | None) -> Start:
+        """The network of a new run, or that of the one in `path` without its state."""
+        torch.manual_seed(self.seed)
+        if path is None:
+            return begin(self.model, self.data, self.wanted, self.recipe)
+        meta = Checkpoint.open(path).meta
+        return again(meta, self.model, self.data, self.wanted, self.recipe)
+
+    def trainer(
+        self, start: Start, *, batch_size: int | None = None, compile: bool = True
+    ) -> Trainer:
+        """What trains it, compiled where it was asked for and not ruled out."""
+        network = start.network
+        if self.teacher is not None:
+            require_same_images(self.teacher, start.preprocessing)
+        if self.runtime.sync_batchnorm and self.accelerator.num_processes > 1:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        return Trainer(
+            network,
+            replace(self.recipe, batch_size=batch_size or self.recipe.batch_size),
+            replace(self.runtime, compile=self.runtime.compile and compile),
+            self.data,
+            self.accelerator,
+            seed=self.seed,
+            preprocessing=start.preprocessing,
+            teacher=None if self.teacher is None else self.teacher.network,
+        )
+
+
+def _train(
+    asked: _Asked,
+    path: Path | None,
+    runs: Path,
+    tensorboard: bool,
+    report: OnProgress,
+    note: Note,
+) -> Checkpoint:
+    if path is None:
+        require_teacher(asked.recipe, asked.teacher, None)
+    else:
+        require_same_recipe(path, asked.recipe)
+        done = Checkpoint.open(path)
+        require_teacher(asked.recipe, asked.teacher, done.meta)
+        if Job.current().restarts and done.meta.finished_at is not None:
+            return done  # a process of the job ended badly after its run was complete
+    eager = None
+    if asked.runtime.compile:
+        eager = step_seconds(asked.trainer(asked.start(path), compile=False))
+    start = asked.start(path)
+    trainer = asked.trainer(start)
+    meta = first_meta(asked.model, trainer, start, teacher=asked.teacher_name)
+    if path is None:
+        folder = RunFolder.create(runs, meta, trainer)
+    else:
+        folder = RunFolder.reopen(path, meta, trainer, note)
+    try:
+        with event_log(folder, wanted=tensorboard) as log:
+            return _run(folder, report, note, log, eager)
+    except NonFinite as failure:
+        raise keep_failure(folder, failure) from None
+    finally:
+        folder.close()
+
+
+def _run(
+    folder: RunFolder, report: OnProgress, note: Note, log: Log, eager_step: float | None
+) -> Checkpoint:
+    trainer = folder.trainer
+    epochs, steps = trainer.recipe.epochs, trainer.steps
+    first, done = trainer.position
+    remaining = epochs - first + 1 - done / steps
+    if remaining <= 0:  # stopped between the last epoch and the test images
+        return folder.finish()
+    predicted = told(trainer.accelerator, trainer.predicted_seconds(ceil(remaining)))
+    graphs = compiled_graphs()
+    spent = predicted / ceil(remaining)  # an epoch; the last one tells better than the probe
+    report(
+        Progress(
+            epoch=0,
+            epochs=epochs,
+            step=0,
+            steps=steps,
+            seconds_left=spent * remaining,
+            images_per_s=steps * trainer.recipe.batch_size / spent,
+        )
+    )
+    with stop_request(lambda: note("stopping after this step; once more stops at once")) as request:
+        saver = Saver(folder, request, step_seconds=spent / steps)
+        for epoch in range(first, epochs + 1):
+            metrics = trainer.epoch(epoch, report, spent, at_boundary=saver.at_boundary)
+            folder.keep(metrics)
+            spent = metrics.train_seconds + metrics.evaluation_seconds
+            with saver.saved_if_cut_short():
+                log(metrics)
+                report(
+                    Progress(
+                        epoch=epoch,
+                        epochs=epochs,
+                        step=steps,
+                        steps=steps,
+                        seconds_left=spent * (epochs - epoch),
+                        images_per_s=metrics.images_per_s,
+                        loss=metrics.train_loss,
+                        metrics=metrics,
+                    )
+                )
+            saver.between_epochs()
+        saver.save()
+    if eager_step is not None:
+        line = compile_line(
+            compile_seconds=trainer.compile_seconds,
+            recompiles=compiled_graphs() - graphs,
+            steps=steps,
+            seconds=folder.lines[-1].train_seconds,
+            eager_step=eager_step,
+        )
+        note(line)
     return folder.finish()
 
 
 @contextmanager
-def _one_line_errors(recipe: Recipe) -> Iterator[None]:
-    """Name what helps where memory ran out or the compiler failed."""
+def _compiler_errors() -> Iterator[None]:
+    """Name what helps where the compiler failed."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
-            raise MachineError(
-                f"not enough memory for batches of {recipe.batch_size} images: "
-                "pass a smaller --batch-size"
-            ) from error
+    except RuntimeError as error:
         if type(error).__module__.startswith(COMPILER):
             raise MachineError(
                 f"torch.compile failed ({first_line(error)}): "
@@ -153,192 +302,5 @@ def _one_line_errors(recipe: Recipe) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _accelerator(runtime: Runtime) -> Iterator[Accelerator]:
-    """The processes of this run, under its own random numbers; both are put back at the end."""
-    cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
-    if not cpu:
-        require_kernels("cuda")
-    devices = [] if cpu else list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices=devices):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(cpu=cpu, mixed_precision="no")
-        try:
-            with nullcontext() if cpu else tf32(allowed=True):
-                yield accelerator
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@dataclass
-class _Folder:
-    """The folder of a run under way; only the first process writes."""
-
-    path: Path
-    trainer: Trainer
-    meta: RunMeta
-    lines: list[EpochMetrics]
-
-    @classmethod
-    def create(cls, runs: Path, meta: RunMeta, trainer: Trainer) -> "_Folder":
-        path = [_claim(runs, folder_name(meta.model, meta.seed)) if trainer.rank == 0 else None]
-        if trainer.world > 1:
-            broadcast_object_list(path)
-        assert path[0] is not None
-        folder = cls(path[0], trainer, meta, [])
-        if trainer.rank == 0:
-            try:
-                write_json(folder.path / RECIPE, trainer.recipe.to_json())
-            except BaseException:
-                folder.close()
-                raise
-        return folder
-
-    @classmethod
-    def reopen(cls, path: Path, given: RunMeta, trainer: Trainer) -> "_Folder":
-        meta = Checkpoint.open(path).meta
-        _require_same(path, meta, given)
-        lines = load_state(path, trainer)
-        folder = cls(path, trainer, meta, lines)
-        if meta.epochs_done != len(lines):  # stopped between the state and what follows from it
-            folder._store(lines)
-        return folder
-
-    @property
-    def done(self) -> int:
-        """Complete epochs."""
-        return len(self.lines)
-
-    def keep(self, line: EpochMetrics) -> None:
-        """Store an epoch: first the state, from which a resume makes the rest again."""
-        lines = [*self.lines, line]
-        with held_signals():
-            if self.trainer.rank == 0:
-                save_state(self.path, self.trainer, lines)
-            self._store(lines)
-
-    def _store(self, lines: list[EpochMetrics]) -> None:
-        """Weights, where the last epoch is the selected one, facts and metrics."""
-        chosen = max(lines, key=_rank)
-        meta = replace(
-            self.meta,
-            epoch=chosen.epoch,
-            val_top1=chosen.val_top1,
-            epochs_done=len(lines),
-            train_seconds=sum(e.train_seconds + e.evaluation_seconds for e in lines),
-        )
-        if self.trainer.rank == 0:
-            weights = self.trainer.selected.state_dict() if chosen is lines[-1] else None
-            meta = save_run(self.path, meta, weights).meta
-            text = "".join(json.dumps(asdict(e)) + "\n" for e in lines)
-            write_atomic(self.path / METRICS, text)
-        self.meta, self.lines = meta, lines
-
-    def finish(self) -> Checkpoint:
-        """Measure the selected weights on the test images, once, and complete the folder."""
-        trainer = self.trainer
-        trainer.accelerator.wait_for_everyone()
-        stored = Checkpoint.open(self.path)  # by the first process, which alone writes
-        trainer.selected.load_state_dict(stored.state_dict())
-        found = trainer.evaluate(trainer.data.test)
-        self.meta = replace(
-            self.meta,
-            weights_sha256=stored.meta.weights_sha256,
-            test_top1=found.top1,
-            test_top5=found.top5,
-            finished_at=_now(),
-        )
-        if trainer.rank == 0:
-            with held_signals():
-                save_run(self.path, self.meta)
-        trainer.accelerator.wait_for_everyone()
-        return Checkpoint(self.path, self.meta)
-
-    def close(self) -> None:
-        """Leave the curves of what was done; a folder without a complete epoch goes."""
-        if self.trainer.rank != 0:
-            return
-        if not self.lines:
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
-
-
-def _rank(line: EpochMetrics) -> tuple[float, int]:
-    """Order of choice: the best on held-out images, of equals the first; else the last."""
-    return (0.0, line.epoch) if line.val_top1 is None else (line.val_top1, -line.epoch)
-
-
-def folder_name(model: str, seed: int) -> str:
-    """The name of a run's folder: of a model's name, what is safe in a path everywhere."""
-    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model)}-s{seed}"
-
-
-def _claim(runs: Path, name: str) -> Path:
-    """Make a folder that nobody had before: NAME, NAME-2, NAME-3..."""
-    runs.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = runs / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
-
-
-def _first_meta(model: str, trainer: Trainer, start: Start) -> RunMeta:
-    recipe, data = trainer.recipe, trainer.data
-    held_out = 0 if trainer.held_out is None else len(trainer.held_out.fine)
-    return RunMeta(
-        model=model,
-        seed=trainer.seed,
-        recipe_name=recipe.name,
-        recipe=recipe.to_json(),
-        dataset=DatasetInfo.of(data, val_images=held_out),
-        selection="last" if recipe.full_train else "validation",
-        epoch=0,
-        epochs_done=0,
-        val_top1=None,
-        test_top1=None,
-        test_top5=None,
-        train_seconds=0.0,
-        compiled=trainer.runtime.compile,
-        processes=trainer.world,
-        weights_sha256="",
-        environment=capture(str(trainer.device)).to_json(),
-        commit=git_commit(),
-        started_at=_now(),
-        finished_at=None,
-        preprocessing=start.preprocessing,
-        initial_weights=start.initial_weights,
-    )
-
-
-def _require_same(path: Path, stored: RunMeta, given: RunMeta) -> None:
-    pairs: dict[str, tuple[Any, Any]] = {
-        "model": (stored.model, given.model),
-        "seed": (stored.seed, given.seed),
-        "data set": (stored.dataset.name, given.dataset.name),
-        "data set digest": (stored.dataset.digest[:12], given.dataset.digest[:12]),
-        "image size": (
-            stored.input_preprocessing.image_size,
-            given.input_preprocessing.image_size,
-        ),
-    }
-    for what, (was, now) in pairs.items():
-        if was != now:
-            raise CheckpointError(
-                f"{path} began with {what} {was}, got {now}: resume without this option, "
-                "or start a new run without --resume"
-            )
-    if stored.finished_at is not None:
-        raise CheckpointError(
-            f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
-            "start a new run without --resume"
-        )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def _silent(what: object) -> None:
+    """Tell nobody."""

@@ -1,47 +1,114 @@
 """What a resumed run needs: one file, whole or absent, loaded without running code."""
 
+import hashlib
 import io
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from training.loop import EpochMetrics, Trainer
+from training.loop import EpochMetrics
 from training.recipe import Recipe
 from zoo.checkpoint import RECIPE, STATE
 from zoo.errors import CheckpointError, ZooError, first_line
-from zoo.files import read_json, write_atomic
+from zoo.files import atomic_file, read_json
 from zoo.plain import from_plain
 
-FILE = "last.pt"
+LAST, PREVIOUS = "last.pt", "previous.pt"
+SCHEMA = 2
+MARK = b"SHA-256:"  # torch.load reads damaged tensors without a word, so the file ends with this
+DIGEST_BYTES = len(MARK) + hashlib.sha256().digest_size
 
 
-def save_state(run: Path, trainer: Trainer, metrics: list[EpochMetrics]) -> None:
-    """Replace the state of `run` by that of the epoch just done."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunState:
+    """All that the rest of a run depends on."""
+
+    trainer: dict[str, Tensor]
+    metrics: list[EpochMetrics]  # of the complete epochs
+    selected: dict[str, Tensor] | None  # weights of the best of them; None before the first
+
+
+def save_state(run: Path, state: RunState) -> None:
+    """Add a state to `run`; the one before it stays."""
+    write_state(run / STATE / LAST, state, replaces=run / STATE / PREVIOUS)
+
+
+def write_state(file: Path, state: RunState, *, replaces: Path | None = None) -> None:
+    """Write `file`; what was there before goes to `replaces` once the new one is whole."""
     buffer = io.BytesIO()
-    lines = [asdict(line) for line in metrics]
-    torch.save({"trainer": trainer.state(), "metrics": lines}, buffer)
-    write_atomic(run / STATE / FILE, buffer.getvalue())
+    lines = [asdict(line) for line in state.metrics]
+    content = {
+        "schema": SCHEMA,
+        "trainer": state.trainer,
+        "metrics": lines,
+        "selected": state.selected,
+    }
+    torch.save(content, buffer)
+    buffer.write(MARK + hashlib.sha256(buffer.getbuffer()).digest())
+    with atomic_file(file) as part:
+        part.write_bytes(buffer.getbuffer())
+        if replaces is not None and file.exists():
+            file.replace(replaces)  # a stop from here on leaves no last one: the loader knows
 
 
-def load_state(run: Path, trainer: Trainer) -> list[EpochMetrics]:
-    """Put `trainer` where the last complete epoch left it; return the metrics up to there.
+def read_state(file: Path) -> RunState:
+    """Read what `write_state` wrote.
 
     Raises:
-        CheckpointError: there is no state, or it is damaged.
+        CheckpointError: the file is damaged or of another version.
     """
-    file = run / STATE / FILE
-    if not file.is_file():
-        raise CheckpointError(f"{run} cannot be resumed: {file} does not exist; train again")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        metrics = [from_plain(EpochMetrics, line) for line in state["metrics"]]
-        if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)) or not metrics:
+        data = file.read_bytes()
+        content, mark, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:][:-32], data[-32:]
+        if mark != MARK or hashlib.sha256(content).digest() != digest:
+            raise ValueError("its digest does not fit")
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
+        metrics = [from_plain(EpochMetrics, line) for line in found["metrics"]]
+        if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)):
             raise ValueError("its epochs are not 1, 2, 3...")
-        trainer.load_state(state["trainer"])
+        return RunState(trainer=found["trainer"], metrics=metrics, selected=found["selected"])
+    except OSError:
+        raise
     except Exception as reason:  # whatever a damaged file makes torch raise
         raise CheckpointError(f"{file} is damaged ({first_line(reason)}): train again") from None
-    return metrics
+
+
+def newest_state(run: Path, note: Callable[[str], None]) -> RunState:
+    """The last state of `run`, or the one before it where that is damaged, which `note` is told.
+
+    Raises:
+        CheckpointError: there is no state, or all are damaged.
+    """
+    last, previous = run / STATE / LAST, run / STATE / PREVIOUS
+    found = [file for file in (last, previous) if file.is_file()]
+    if not found:
+        raise CheckpointError(f"{run} cannot be resumed: {last} does not exist; train again")
+    try:
+        return read_state(found[0])
+    except CheckpointError as error:
+        if len(found) == 1:
+            raise
+        state = read_state(found[1])
+        reason = str(error).rpartition(": ")[0]
+        note(f"{reason}: continuing from the one before it, {PREVIOUS}")
+        return state
+
+
+def drop_previous(run: Path) -> None:
+    """Leave one state to a run that is complete."""
+    (run / STATE / PREVIOUS).unlink(missing_ok=True)
+
+
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether no tensor of a trainer's state holds NaN or infinity."""
+    return all(
+        bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()
+    )
 
 
 def stored_recipe(run: Path) -> Recipe:
@@ -58,20 +125,3 @@ def stored_recipe(run: Path) -> Recipe:
         raise
     except ZooError as reason:
         raise CheckpointError(f"{run / RECIPE}: {reason}; train again") from None
-
-
-def require_same_recipe(run: Path, recipe: Recipe) -> None:
-    """Check that a resume continues the recipe that the run began with.
-
-    Raises:
-        CheckpointError: a field differs; the message names each.
-    """
-    stored, given = stored_recipe(run).to_json(), recipe.to_json()
-    differing = [
-        f"{key} was {stored[key]}, is {given[key]}" for key in stored if stored[key] != given[key]
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{run} began with another recipe ({'; '.join(differing)}): "
-            "resume without these options, or start a new run without --resume"
-        )

@@ -5,13 +5,11 @@ CPU with a fused multiply-add (x86 with AVX2); the tests compare all of them at 
 Without one, torchvision itself rounds color, contrast and sharpness otherwise, by one level.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 31  # strengths of an operation; a negated one has level -1 to -30
@@ -153,68 +151,3 @@ def magnitudes() -> Tensor:
         negative = -rising if operation.is_signed else rising
         rows.append(torch.cat((negative.flip(0), rising[1:])))
     return torch.stack(rows)
-
-
-@cache
-def sources(size: int, device: torch.device) -> Tensor:
-    """Which pixel each pixel is taken from, for every operation that moves pixels.
-
-    A table on the host, copied once to the device: the nearest pixel is decided here, so it is
-    the same on every device and in every batch.
-
-    Shapes:
-        -> (5, 61, S * S) int64, by operation and level. Values are positions in an image of
-        S * S pixels; S * S itself stands for the black around it.
-    """
-    if device.type != "cpu":
-        return sources(size, torch.device("cpu")).to(device, non_blocking=True)
-    ruler = torch.linspace((1.0 - size) * 0.5, (size - 1.0) * 0.5, size)
-    y, x = torch.meshgrid(ruler, ruler, indexing="ij")
-    points = torch.stack((x, y, torch.ones_like(x)), dim=-1).view(1, -1, 3)  # (1, S * S, 3)
-    numbers = torch.arange(1.0, size * size + 1).view(1, 1, size, size)  # 0 is found outside
-    tables = []
-    for operation, row in zip(OPERATIONS[MOVES], magnitudes()[MOVES], strict=True):
-        for magnitude in row.tolist():
-            matrix = torch.tensor(_inverse_matrix(operation.name, magnitude, size)).view(1, 2, 3)
-            # A product for each, as in torchvision: a batched one might round differently.
-            grid = points.bmm(matrix.transpose(1, 2) / (0.5 * size)).view(1, size, size, 2)
-            found = F.grid_sample(numbers, grid, mode="nearest", align_corners=False)
-            tables.append(torch.where(found == 0, size * size, found - 1).flatten())
-    return torch.stack(tables).long().view(-1, 2 * LEVELS - 1, size * size)
-
-
-def _inverse_matrix(name: str, magnitude: float, size: int) -> tuple[float, ...]:
-    """The six numbers that send a pixel of the result to its source, seen from the centre."""
-    match name:
-        case "ShearX":  # the top row stays in its place
-            return (1.0, magnitude, magnitude * 0.5 * size, 0.0, 1.0, 0.0)
-        case "ShearY":  # the left column stays in its place
-            return (1.0, 0.0, 0.0, magnitude, 1.0, magnitude * 0.5 * size)
-        case "TranslateX":
-            return (1.0, 0.0, -math.trunc(magnitude), 0.0, 1.0, 0.0)
-        case "TranslateY":
-            return (1.0, 0.0, 0.0, 0.0, 1.0, -math.trunc(magnitude))
-        case _:
-            cos, sin = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
-            return (cos, -sin, 0.0, sin, cos, 0.0)
-
-
-def retouch(images: Tensor, counts: list[int], magnitude: Tensor) -> Tensor:
-    """Change the values of the images; those that only move are passed on.
-
-    Shapes:
-        (B, 3, S, S) uint8, sorted by operation, and (B,) -> (B, 3, S, S) uint8. `counts` holds
-        the images of each operation.
-    """
-    groups = zip(
-        OPERATIONS,
-        torch.split(images, counts),
-        torch.split(magnitude.view(-1, 1, 1, 1), counts),
-        strict=True,
-    )
-    return torch.cat(
-        [
-            operation.retouch(group, strength) if operation.retouch and len(group) else group
-            for operation, group, strength in groups
-        ]
-    )

@@ -59,7 +59,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunMeta:
-    """What is known of a run; rewritten after every epoch."""
+    """What is known of a run; rewritten with every save."""
 
     model: str
     seed: int
@@ -67,7 +67,7 @@ class RunMeta:
     recipe: Mapping[str, Any]  # resolved: no "auto" is left
     dataset: DatasetInfo
     selection: str  # "validation": the best epoch on held-out training images; "last": the last
-    epoch: int  # whose weights are stored, counted from 1
+    epoch: int  # whose weights are stored, counted from 1; 0: none are yet
     epochs_done: int
     val_top1: float | None  # of the stored weights, in [0, 1]
     test_top1: float | None  # measured once, at the end
@@ -82,6 +82,11 @@ class RunMeta:
     finished_at: str | None  # None: not complete
     preprocessing: Preprocessing | None = None  # None in older runs: see input_preprocessing
     initial_weights: str | None = None  # where they came from; None: initialised by chance
+    teacher: str | None = (
+        None  # "MODEL sha256:DIGEST" of the weights it learned from; None: of none
+    )
+    pretraining: str | None = None  # the method; then the weights are those before the classifier
+    job: str | None = None  # of the launcher that started several processes
     schema: int = SCHEMA
 
     @property
@@ -143,9 +148,10 @@ class Checkpoint:
         repeats that name: it means importing that module, and meta.json may be a stranger's.
 
         Raises:
-            CheckpointError: the weights are damaged or another model's, or `allow` is not the name
-                of this model.
+            CheckpointError: the weights are damaged, another model's or without a classifier, or
+                `allow` is not the name of this model.
         """
+        self.require_classifier()
         model = self.untrained_model(allow=allow)
         load_weights(model, self.state_dict(), source=self.path / WEIGHTS, name=self.meta.model)
         return model.eval()
@@ -160,6 +166,19 @@ class Checkpoint:
             num_classes=len(self.meta.dataset.class_names),
             image_size=self.meta.input_preprocessing.image_size,
         )
+
+    def require_classifier(self) -> None:
+        """Refuse to go on where the weights end before the classifier.
+
+        Raises:
+            CheckpointError: they do, as `zoo-pretrain` left them.
+        """
+        if self.meta.pretraining is not None:
+            raise CheckpointError(
+                f"{self.path} holds a backbone without a classifier, pre-trained with "
+                f"{self.meta.pretraining}: train one with zoo-train {self.meta.model} "
+                f"--init-from {self.path}"
+            )
 
     def require_consent(self, allow: str | None) -> None:
         """Refuse to go on where opening the network would run code that nobody named.
@@ -222,7 +241,9 @@ def all_runs(runs: Path) -> list[Path]:
 
 
 def complete_runs(runs: Path) -> list[Checkpoint]:
-    """The complete runs below `runs`, the newest last; folders that are damaged are passed over.
+    """The complete runs below `runs`, the newest last.
+
+    Folders that are damaged, or hold a backbone without a classifier, are passed over.
 
     Raises:
         CheckpointError: there is none; if one is damaged, this says how.
@@ -234,7 +255,9 @@ def complete_runs(runs: Path) -> list[Checkpoint]:
             found.append(Checkpoint.open(path))
         except CheckpointError as error:
             damaged.append(error)
-    complete = [run for run in found if run.meta.finished_at is not None]
+    complete = [
+        run for run in found if run.meta.finished_at is not None and run.meta.pretraining is None
+    ]
     if not complete and damaged:
         raise damaged[0]
     if not complete:

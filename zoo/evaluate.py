@@ -21,12 +21,12 @@ class Accuracy:
 
 def predict(
     session: InferenceSession,
-    images: np.ndarray,
+    images: np.ndarray | Tensor,
     preprocessing: Preprocessing,
     *,
     batch: int = 256,
 ) -> Tensor:
-    """Logits of all images, on the CPU.
+    """Logits of all images, on the CPU; the images may lie on the session's device already.
 
     The last batch is filled up with copies of its first image, so that the session sees one shape
     and each image counts once.
@@ -36,11 +36,13 @@ def predict(
     """
     logits = []
     for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        filler = np.repeat(part[:1], batch - len(part), axis=0)
-        x = preprocessing.to_batch(np.concatenate((part, filler)), session.device)
-        logits.append(session.run(x)[: len(part)].float().cpu())
-    return torch.cat(logits)
+        count = min(batch, len(images) - start)
+        rows = [*range(start, start + count), *[start] * (batch - count)]
+        x = preprocessing.to_batch(images[rows], session.device)
+        logits.append(
+            session.run(x)[:count].float().clone()
+        )  # the session may use its memory again
+    return torch.cat(logits).cpu()
 
 
 def accuracy(logits: Tensor, labels: np.ndarray | Tensor) -> Accuracy:

@@ -37,6 +37,35 @@ def atomic_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
+    """Yield `main` in an empty temporary folder; if the block succeeds, move out what lies there.
+
+    The files take the place of older ones in the folder of `main`, one by one, `last` in the end:
+    a reader that finds `last` as it was or not at all knows that the others are not its own.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; all files are as they were.
+    """
+    main.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=main.parent, prefix=".part-") as name:
+        folder = Path(name)
+        try:
+            yield folder / main.name
+            parts = sorted(folder.iterdir(), key=lambda part: part.name == last.name)
+            for part in parts:
+                part.chmod(0o666 & ~_umask())
+                _sync(part)
+            for part in parts:
+                part.replace(main.with_name(part.name))
+            _sync(main.parent)
+        except OSError as error:
+            inside = error.filename is not None and Path(error.filename).parent == folder
+            if error.errno is not None and (inside or error.filename is None):
+                error.filename = str(main.with_name(Path(error.filename or main).name))
+            raise
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or leave what was there."""
     with atomic_file(path) as part:

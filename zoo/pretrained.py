@@ -49,6 +49,8 @@ class Card:
     std: tuple[float, float, float]
     preprocessing: Preprocessing | None = None  # None in older runs: see input_preprocessing
     initial_weights: str | None = None  # where training began; None: initialised by chance
+    teacher: str | None = None  # as in `RunMeta`
+    pretraining: str | None = None  # as in `RunMeta`
     recipe_name: str
     recipe: Mapping[str, Any]
     seed: int

@@ -1,0 +1,178 @@
+"""Several processes: one command, restarts from the last save, one line for an error."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from few_images import picture_folder
+from small_runs import FOLDER, TINY, lines
+
+from training.elastic import Launch
+from training.state import read_state
+from zoo.checkpoint import Checkpoint
+from zoo.data import load_dataset
+from zoo.errors import CheckpointError, ZooError
+
+TESTS = Path(__file__).parent
+DEADLINE = 500.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What trains a tiny network in two processes."""
+    pictures = picture_folder(
+        load_dataset("cifar100-mini"), tmp_path_factory.mktemp("pictures"), each=13
+    )
+    return [
+        *(sys.executable, "-m", "training.cli", "--model", TINY, "--dataset", pictures),
+        *("--device", "cpu", "--recipe", "smoke", "--batch-size", "4", "--nproc", "2"),
+    ]
+
+
+def begin(command: list[str], *more: str) -> "subprocess.Popen[str]":
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [*command, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str, list[str]]:
+    """Exit code, stdout and the lines of stderr."""
+    try:
+        out, err = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    return process.returncode, out, err.splitlines()
+
+
+def wait_for_step(run: Path, place: list[int], process: "subprocess.Popen[str]") -> None:
+    """Wait until a save of `run` lies at or behind this epoch and step."""
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if read_state(run / "state" / "last.pt").trainer["place"].tolist() >= place:
+                return
+        except (OSError, CheckpointError):
+            pass
+        time.sleep(0.05)
+
+
+def workers(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that the launcher started, in their order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = []
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        ranks = [entry[5:] for entry in environment if entry.startswith("RANK=")]
+        found += [(int(rank), int(child)) for rank in ranks]
+    return [child for _, child in sorted(found)]
+
+
+@pytest.mark.slow
+def test_a_killed_process_leads_to_a_restart_from_the_last_save(
+    command: list[str], tmp_path: Path
+) -> None:
+    options = ("--epochs", "40", "--save-seconds", "0.2", "--runs")
+    code, out, err = end(begin(command, *options, str(tmp_path / "whole")))
+    assert code == 0, err
+    assert out == f"{tmp_path / 'whole' / FOLDER}\n"
+    killed = begin(command, *options, str(tmp_path / "killed"))
+    wait_for_step(tmp_path / "killed" / FOLDER, [2, 0], killed)
+
+    os.kill(workers(killed)[1], signal.SIGKILL)
+    code, out, err = end(killed)
+
+    assert code == 0, err
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
+    again = [line for line in err if line.startswith("continuing ")]
+    assert len(again) == 1
+    assert re.search(r"in epoch \d+, after \d+ of its \d steps", again[0])
+    whole, resumed = (Checkpoint.open(tmp_path / name / FOLDER) for name in ("whole", "killed"))
+    assert lines(resumed) == lines(whole)
+    assert resumed.meta.weights_sha256 == whole.meta.weights_sha256
+    assert resumed.meta.test_top1 == whole.meta.test_top1
+    assert (resumed.meta.processes, resumed.meta.finished_at is None) == (2, False)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    pictures = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures", each=34)
+    command = [
+        *(sys.executable, "-m", "training.cli", "vit_tiny", "--dataset", pictures, "--full-train"),
+        *("--device", "cpu", "--recipe", "smoke", "--batch-size", "4"),
+        *("--epochs", "1", "--runs"),
+    ]
+
+    both = [begin(command, str(tmp_path / name), "--nproc", name) for name in ("1", "2")]
+    ended = [end(process) for process in both]
+
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    one, two = (Checkpoint.open(tmp_path / name / "vit_tiny-s0") for name in ("1", "2"))
+    assert (one.meta.processes, two.meta.processes) == (1, 2)
+    assert read_state(one.path / "state" / "last.pt").trainer["place"].tolist() == [1, 20]
+    weights = two.state_dict()
+    for key, tensor in one.state_dict().items():
+        assert (tensor - weights[key]).abs().max() < 1e-6, key
+
+
+@pytest.mark.slow
+def test_sigterm_saves_in_all_processes(command: list[str], tmp_path: Path) -> None:
+    process = begin(command, "--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.2")
+    wait_for_step(tmp_path / FOLDER, [2, 0], process)
+
+    process.send_signal(signal.SIGTERM)
+    code, _, err = end(process)
+
+    assert code == 143, err
+    assert err[-1] == "zoo-train: terminated"
+    assert not any("Traceback" in line for line in err)
+    assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done >= 1
+
+
+@pytest.mark.slow
+def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Path) -> None:
+    code, out, err = end(begin(command, "--batch-size", "5", "--runs", str(tmp_path)))
+
+    assert (code, out) == (2, "")
+    assert len(err) == 2  # what is about to be trained stands before it
+    assert err[-1] == (
+        "zoo-train: batch size 5 does not divide into 2 or more images for each of 2 processes: "
+        "pass --batch-size with a multiple of 2"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"nodes": (4, 2)}, "--nnodes 4:2: expected LEAST:MOST, such as 2:4"),
+        (
+            {"nodes": (2, 4)},
+            "--nnodes 2:4 needs a place where the nodes meet: "
+            "pass --rdzv-endpoint HOST:PORT, the same on each",
+        ),
+    ],
+)
+def test_a_launch_that_cannot_work_is_refused(wanted: dict[str, object], message: str) -> None:
+    with pytest.raises(ZooError) as caught:
+        Launch(nproc=1, **wanted)  # type: ignore[arg-type]
+
+    assert str(caught.value) == message
+
+
+def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:
+    meeting = {"nproc": 2, "nodes": (2, 4), "endpoint": "host:29400"}
+
+    assert Launch(nproc=2).job != Launch(nproc=2).job
+    assert Launch(**meeting).job == "host:29400"  # type: ignore[arg-type]
+    assert Launch(**meeting, id="mine").job == "mine"  # type: ignore[arg-type]

@@ -1,0 +1,141 @@
+"""A loss that becomes NaN: the run stops, keeps its last good save, and shows where it began."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, few_of_each
+from torch import nn
+
+from training import train
+from training.replay import images_of
+from training.run import replay
+from training.state import is_finite, read_state
+from zoo.errors import CheckpointError, MachineError
+from zoo.files import read_json
+
+FEW = few_of_each()
+EXPLODING = replace(SHORT, peak_lr=1e30, schedule="constant")
+
+
+def test_a_run_stops_and_says_where_it_began(tmp_path: Path) -> None:
+    path = tmp_path / FOLDER
+
+    with pytest.raises(MachineError) as caught:
+        train(TINY, EXPLODING, CPU, FEW, runs=tmp_path)
+
+    assert str(caught.value) == (
+        "the loss became infinite or NaN in epoch 1, step 2, learning rate 1e+30: "
+        "lower it with --set peak_lr=2.5e+29, or see where it began with "
+        f"zoo-train --replay {path}"
+    )
+    facts = read_json(path / "state" / "nonfinite.json")
+    assert (facts["epoch"], facts["step"], facts["seed"]) == (1, 1, 0)
+    assert len(facts["images"]) == EXPLODING.batch_size
+    assert is_finite(read_state(path / "state" / "last.pt").trainer)
+    shown = replay(path, CPU, FEW)
+    first = ", ".join(str(image) for image in facts["images"][:8])
+    assert shown[0] == f"epoch 1, step 2 of 6, learning rate 1e+30, seed 0, images {first}, ..."
+    assert shown[1:] == [
+        "first value that is not finite: new value of 0.weight (108 of 108 values), and 5 more"
+    ]
+
+
+class Breaking(nn.Module):
+    """Passes images on; from a certain call in training on, its output or gradient is NaN."""
+
+    calls = 0
+
+    def __init__(self, at: int, *, backward: bool) -> None:
+        super().__init__()
+        self.at, self.backward = at, backward
+        self.scale = nn.Parameter(torch.ones(1))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.taken += 1
+            if self.taken == self.at:
+                zero = self.scale - self.scale.detach()  # its root is finite, the slope is not
+                return x * (self.scale + zero.sqrt() if self.backward else torch.nan)
+        return x * self.scale
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Networks of one's own, `breaking:forward` and `breaking:backward`, that break in step 9."""
+    import sys
+    import types
+
+    def network(num_classes: int, *, backward: bool) -> nn.Module:
+        return nn.Sequential(
+            nn.Flatten(), Breaking(9, backward=backward), nn.Linear(3072, num_classes)
+        )
+
+    module = types.ModuleType("breaking")
+    module.forward = lambda num_classes: network(num_classes, backward=False)  # type: ignore[attr-defined]
+    module.backward = lambda num_classes: network(num_classes, backward=True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "breaking", module)
+
+
+@pytest.mark.usefixtures("breaking")
+@pytest.mark.parametrize("runtime", [CPU, EAGER_TO_SAVE], ids=["saved-at-start", "saved-often"])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("forward", "output of 1 (Breaking) (153600 of 153600 values)"),
+        ("backward", "gradient of 1.scale (1 of 1 values)"),
+    ],
+)
+def test_the_step_that_failed_is_found(
+    name: str, first: str, runtime: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.saver.SHARE_OF_TIME", 1e9)
+    with pytest.raises(MachineError, match=r"infinite or NaN in epoch 2, step [34]"):
+        train(f"breaking:{name}", SHORT, runtime, FEW, runs=tmp_path)  # type: ignore[arg-type]
+    path = tmp_path / f"breaking-{name}-s0"
+
+    shown = replay(path, CPU, FEW)
+
+    assert shown[0].startswith("epoch 2, step 3 of 6, ")
+    assert shown[1].startswith(f"first value that is not finite: {first}")
+    assert is_finite(read_state(path / "state" / "last.pt").trainer)
+
+
+def test_the_images_are_those_of_the_batch(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    from training.loop import Trainer
+    from zoo.models import create_model
+
+    run = Trainer(
+        create_model(TINY, num_classes=100), SHORT, CPU, FEW, Accelerator(cpu=True), seed=3
+    )
+    run.stepper.begin(2)
+    run.stepper.take()
+
+    images = images_of(run, 2, 1)
+
+    stored, labels = run.stepper.source.batch(run.stepper.order[50:100])
+    assert np.array_equal(FEW.train.images[list(images)].transpose(0, 3, 1, 2), stored.numpy())
+    assert np.array_equal(FEW.train.fine[list(images)], labels.numpy())
+
+
+def test_a_run_that_did_not_fail_is_not_replayed(tmp_path: Path) -> None:
+    done = train(TINY, SHORT, CPU, FEW, runs=tmp_path)
+
+    with pytest.raises(CheckpointError, match="cannot be replayed: no loss of it became"):
+        replay(done.path, CPU, FEW)
+
+
+def test_a_step_that_goes_well_this_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MachineError, match="became infinite or NaN"):
+        train(TINY, EXPLODING, CPU, FEW, runs=tmp_path)
+    monkeypatch.setattr("training.replay.places_of", lambda *_: [])
+
+    with pytest.raises(MachineError, match="are finite this time: go on with --resume"):
+        replay(tmp_path / FOLDER, CPU, FEW)

@@ -1,0 +1,247 @@
+"""Which run a resume continues, what it refuses, and what it does with damaged states."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import CPU, FOLDER, SHORT, TINY, Signal, few_of_each, outcome
+
+from training import Recipe, train
+from training.processes import Job
+from training.resume import run_to_continue
+from training.state import MARK, read_state, stored_recipe, write_state
+from zoo.checkpoint import Checkpoint, save_run
+from zoo.errors import CheckpointError
+
+FEW = few_of_each()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A complete run."""
+    return train(TINY, SHORT, CPU, FEW, runs=tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its first epoch; tests work on copies."""
+    runs = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, SHORT, CPU, FEW, runs=runs, on_progress=Signal(1))
+    return runs / FOLDER
+
+
+@pytest.fixture
+def cut(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the run that was stopped."""
+    return Path(shutil.copytree(stopped, tmp_path / FOLDER))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(whole: Checkpoint, cut: Path) -> None:
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut)
+
+    assert resumed.path == cut
+    assert outcome(resumed) == outcome(whole)
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], tensor), key
+
+
+def test_the_best_weights_before_the_stop_are_kept(cut: Path) -> None:
+    state = read_state(cut / "state" / "last.pt")
+    unbeaten = [replace(line, val_top1=0.99) for line in state.metrics]
+    write_state(cut / "state" / "last.pt", replace(state, metrics=unbeaten))
+    (cut / "weights.safetensors").unlink()  # as if the save had ended before it
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut)
+
+    assert (resumed.meta.epoch, resumed.meta.val_top1) == (1, 0.99)
+    assert state.selected is not None
+    for key, tensor in resumed.state_dict().items():
+        assert torch.equal(state.selected[key], tensor), key
+
+
+def test_a_resume_must_match(cut: Path, tmp_path: Path) -> None:
+    before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
+    other = replace(FEW, digest="other")
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(CheckpointError, match=r"another recipe \(peak_lr was 0.05, is 0.1\)"):
+        train(TINY, replace(SHORT, peak_lr=0.1), CPU, FEW, resume=cut)
+    with pytest.raises(CheckpointError, match=r"another recipe \(precision was fp32, is bf16\)"):
+        train(TINY, replace(SHORT, precision="bf16"), CPU, FEW, resume=cut)
+    with pytest.raises(CheckpointError, match="began with seed 0, got 1"):
+        train(TINY, SHORT, CPU, FEW, seed=1, resume=cut)
+    with pytest.raises(CheckpointError, match="began with model tiny_network:tiny, got resnet_20"):
+        train("resnet_20", SHORT, CPU, FEW, resume=cut)
+    with pytest.raises(CheckpointError, match="began with data set digest few, got other"):
+        train(TINY, SHORT, CPU, other, resume=cut)
+    with pytest.raises(CheckpointError, match="it holds no recipe.json"):
+        train(TINY, SHORT, CPU, FEW, resume=tmp_path / "empty")
+    assert {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()} == before
+
+
+def test_a_complete_run_is_not_resumed(whole: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match=r"is complete \(2 epochs"):
+        train(TINY, SHORT, CPU, FEW, resume=whole.path)
+
+    assert Checkpoint.open(whole.path) == whole
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "text", "empty"])
+def test_a_damaged_state_gives_way_to_the_one_before(
+    damage: str, whole: Checkpoint, cut: Path
+) -> None:
+    last = cut / "state" / "last.pt"
+    data = last.read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    changed = {"truncated": data[:1000], "one bit": flipped, "text": b"hello", "empty": b""}
+    last.write_bytes(changed[damage])
+    notes: list[str] = []
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut, on_note=notes.append)
+
+    assert notes == [
+        f"{last} is damaged (its digest does not fit): "
+        "continuing from the one before it, previous.pt",
+        f"continuing {cut} in epoch 1, after 0 of its 6 steps",
+    ]
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_a_stop_between_two_renames_is_no_damage(whole: Checkpoint, cut: Path) -> None:
+    (cut / "state" / "last.pt").replace(cut / "state" / "previous.pt")
+    notes: list[str] = []
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut, on_note=notes.append)
+
+    assert notes == [f"continuing {cut} in epoch 2, after 0 of its 6 steps"]
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_a_run_whose_states_are_all_damaged_is_refused_and_left(cut: Path) -> None:
+    for file in (cut / "state").iterdir():
+        file.write_text("hello")
+
+    with pytest.raises(CheckpointError, match=r"previous.pt is damaged \(.*\): train again"):
+        train(TINY, SHORT, CPU, FEW, resume=cut)
+
+    assert Checkpoint.open(cut).model(allow=TINY)
+
+
+def test_a_run_without_a_state_is_refused(cut: Path) -> None:
+    shutil.rmtree(cut / "state")
+
+    with pytest.raises(CheckpointError, match=r"cannot be resumed: .*last.pt does not exist"):
+        train(TINY, SHORT, CPU, FEW, resume=cut)
+
+
+@pytest.mark.parametrize("damage", ["no trainer", "other shapes", "no weights"])
+def test_a_foreign_state_is_refused_and_left(damage: str, cut: Path) -> None:
+    file = cut / "state" / "last.pt"
+    state = read_state(file)
+    changed = {
+        "no trainer": {},
+        "other shapes": state.trainer | {"model.0.weight": torch.zeros(3)},
+        "no weights": {k: v for k, v in state.trainer.items() if not k.startswith("model.")},
+    }
+    write_state(file, replace(state, trainer=changed[damage]))
+
+    with pytest.raises(CheckpointError, match=r"state is of another network \(.*\): train again"):
+        train(TINY, SHORT, CPU, FEW, resume=cut)
+
+    assert Checkpoint.open(cut).model(allow=TINY)
+
+
+def test_a_state_is_loaded_without_running_code(tmp_path: Path) -> None:
+    import hashlib
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"schema": 2, "trainer": Path("x"), "metrics": [], "selected": None}, buffer)
+    data = buffer.getvalue()
+    file = tmp_path / "last.pt"
+    file.write_bytes(data + MARK + hashlib.sha256(data).digest())
+
+    with pytest.raises(CheckpointError, match=r"last.pt is damaged \(Weights only load failed"):
+        read_state(file)
+
+
+NO_JOB = Job(None, 0)
+
+
+def found(
+    runs: Path,
+    asked: str | None = "auto",
+    *,
+    seed: int = 0,
+    recipe: Recipe = SHORT,
+    size: int | None = None,
+    job: Job = NO_JOB,
+) -> Path | None:
+    return run_to_continue(
+        *(runs, asked), model=TINY, seed=seed, recipe=recipe, data=FEW, image_size=size, job=job
+    )
+
+
+def begun(path: Path, when: str, **changes: object) -> None:
+    meta = replace(Checkpoint.open(path).meta, started_at=when, **changes)  # type: ignore[arg-type]
+    save_run(path, meta)
+
+
+def test_auto_continues_the_newest_run_like_this(cut: Path, tmp_path: Path) -> None:
+    older, damaged = tmp_path / "older", tmp_path / "damaged"
+    shutil.copytree(cut, older)
+    begun(older, "2026-01-01")
+    shutil.copytree(cut, damaged)
+    (damaged / "meta.json").write_text("{")
+
+    assert found(tmp_path) == cut
+    assert found(tmp_path, size=32) == cut
+    assert found(tmp_path, str(older)) == older
+    assert found(tmp_path, None) is None
+    assert found(tmp_path, seed=1) is None
+    assert found(tmp_path, recipe=replace(SHORT, epochs=3)) is None
+    assert found(tmp_path, size=64) is None
+    assert found(tmp_path / "none") is None
+    begun(cut, "2026-01-02", finished_at="2026-01-03")
+    assert found(tmp_path) == older
+
+
+def test_auto_begins_a_run_or_continues_it(whole: Checkpoint, cut: Path, tmp_path: Path) -> None:
+    resumed = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto")
+    fresh = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto")
+
+    assert resumed.path == cut
+    assert fresh.path == tmp_path / f"{FOLDER}-2"
+    assert outcome(fresh) == outcome(resumed) == outcome(whole)
+
+
+def test_a_restarted_job_goes_on_with_its_own_run(cut: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(cut, other)
+    begun(other, "2099-01-01", job="other")
+    begun(cut, "2026-01-01", job="mine")
+
+    assert found(tmp_path, None, job=Job("mine", 0)) == cut
+    assert found(tmp_path, "auto", job=Job("mine", 1)) == cut
+    assert found(tmp_path, None, job=Job("new", 0)) is None
+    assert found(tmp_path, "auto", job=Job("new", 0)) == other
+    begun(cut, "2026-01-01", job="mine", finished_at="2026-01-02")
+    assert found(tmp_path, None, job=Job("mine", 0)) is None
+    assert found(tmp_path, None, job=Job("mine", 1)) == cut
+
+
+def test_a_job_without_a_name_looks_for_its_run_after_a_restart_only(
+    cut: Path, tmp_path: Path
+) -> None:
+    begun(cut, "2026-01-01", job="none")
+
+    assert found(tmp_path, None, job=Job("none", 0)) is None
+    assert found(tmp_path, None, job=Job("none", 1)) == cut
+
+
+def test_a_recipe_is_read_back(cut: Path) -> None:
+    assert stored_recipe(cut) == SHORT

@@ -1,0 +1,126 @@
+"""One optimiser step: parts of a batch, clipping, what is left behind, and the captured step."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from accelerate import Accelerator
+from small_runs import SHORT, few_of_each
+
+from training import Recipe, Runtime
+from training.loop import Trainer
+from zoo.data import Dataset
+from zoo.errors import ZooError
+from zoo.models import create_model
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def few() -> Dataset:
+    return few_of_each()
+
+
+def trainer(
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    model: str = "vit_tiny",
+    device: str = "cpu",
+    **runtime: object,
+) -> Trainer:
+    torch.manual_seed(0)
+    network = create_model(model, num_classes=data.num_classes)
+    chosen = Runtime(device=device, **runtime)  # type: ignore[arg-type]
+    return Trainer(network, recipe, chosen, data, Accelerator(cpu=device == "cpu"), seed=0)
+
+
+def after(run: Trainer, steps: int = STEPS) -> dict[str, torch.Tensor]:
+    """The weights after some steps."""
+    for _ in islice(run.run_steps(1), steps):
+        pass
+    return {key: value.clone() for key, value in run.plain.state_dict().items()}
+
+
+def largest_gap(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    return max((mine[key].float() - theirs[key].float()).abs().max().item() for key in mine)
+
+
+def test_a_batch_in_parts_is_the_whole_batch(few: Dataset) -> None:
+    whole, parts = trainer(SHORT, few), trainer(SHORT, few, accumulate=2)
+
+    assert largest_gap(after(whole), after(parts)) < 1e-6
+    torch.testing.assert_close(parts.stepper.sums, whole.stepper.sums)
+
+
+def test_parts_must_divide_the_batch(few: Dataset) -> None:
+    parts = SHORT.batch_size // 2 + 1
+
+    with pytest.raises(ZooError, match=f"in {parts} parts: pass --batch-size with a multiple of"):
+        trainer(SHORT, few, accumulate=parts)
+
+
+def test_images_are_mixed_in_pairs(few: Dataset) -> None:
+    odd = replace(SHORT, batch_size=25, mixup_alpha=0.2)
+
+    with pytest.raises(ZooError, match="25 images to mix in pairs: pass --batch-size with a mult"):
+        trainer(odd, few)
+
+
+def test_clipped_gradients_move_the_weights_by_no_more_than_the_norm(few: Dataset) -> None:
+    clipped = replace(SHORT, clip_norm=1e-3, weight_decay=0.0, momentum=0.0, warmup_epochs=0.0)
+    run = trainer(clipped, few)
+    before = {key: value.clone() for key, value in run.plain.state_dict().items()}
+
+    moved = after(run, steps=1)
+
+    change = sum(((moved[key] - before[key]) ** 2).sum() for key in before).sqrt()
+    assert change == pytest.approx(clipped.peak_lr * 1e-3, rel=1e-3)
+
+
+def test_both_memory_formats_compute_the_same(few: Dataset) -> None:
+    last = trainer(SHORT, few, model="resnet_20")
+    first = trainer(SHORT, few, model="resnet_20", channels_last=False)
+
+    losses = [next(run.run_steps(1))[0].item() for run in (last, first)]
+
+    assert last.stepper.batch()[0].is_contiguous(memory_format=torch.channels_last)
+    assert first.stepper.batch()[0].is_contiguous()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_mixed_images_train(few: Dataset) -> None:
+    run = trainer(replace(SHORT, mixup_alpha=0.2, cutmix_alpha=1.0), few)
+    plain = trainer(SHORT, few)
+
+    assert largest_gap(after(run), after(plain)) > 0
+    assert run.stepper.sums.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        SHORT,
+        replace(SHORT, precision="fp16"),
+        replace(
+            SHORT,
+            optimizer="adamw",
+            peak_lr=1e-3,
+            ema_decay=0.9,
+            mixup_alpha=0.2,
+            cutmix_alpha=1.0,
+            clip_norm=1.0,
+        ),
+    ],
+    ids=["sgd", "fp16", "adamw"],
+)
+def test_a_captured_step_is_the_step(recipe: Recipe, few: Dataset) -> None:
+    plain = trainer(recipe, few, device="cuda", cuda_graphs="off")
+    captured = trainer(recipe, few, device="cuda", cuda_graphs="on")
+    captured.predicted_seconds(1)
+
+    assert captured.stepper.graph is not None
+    assert plain.stepper.graph is None
+    assert largest_gap(after(plain), after(captured)) < 1e-3

@@ -1,0 +1,235 @@
+"""The folder of a run under way."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from training.curves import draw_curves
+from training.loop import EpochMetrics, NonFinite, Trainer
+from training.processes import Job, by_first, summed, told
+from training.resume import require_same_run
+from training.start import Start
+from training.state import RunState, drop_previous, is_finite, newest_state, save_state
+from zoo.checkpoint import (
+    CURVES,
+    METRICS,
+    RECIPE,
+    STATE,
+    Checkpoint,
+    DatasetInfo,
+    RunMeta,
+    save_run,
+)
+from zoo.environment import capture, git_commit
+from zoo.errors import CheckpointError, first_line
+from zoo.files import write_atomic, write_json
+from zoo.signals import held_signals
+
+
+@dataclass
+class RunFolder:
+    """What is known of a run, in memory and, since the last save, on the disk.
+
+    Every process holds one and calls the same methods at the same step; the first one writes.
+    """
+
+    path: Path
+    trainer: Trainer
+    meta: RunMeta
+    lines: list[EpochMetrics]
+    selected: dict[str, Tensor] | None = None  # weights of the best epoch
+    is_worth_keeping: bool = False  # a step was stored, or the batch that ended it
+
+    @classmethod
+    def create(cls, runs: Path, meta: RunMeta, trainer: Trainer) -> "RunFolder":
+        """Claim a folder and store the start in it, so that it can be resumed from here on."""
+        name = folder_name(meta.model, meta.seed)
+        path = by_first(trainer.accelerator, lambda: claim(runs, name))
+        folder = cls(path, trainer, meta, [])
+        try:
+            if trainer.rank == 0:
+                write_json(path / RECIPE, trainer.recipe.to_json())
+            folder.save()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @classmethod
+    def reopen(
+        cls, path: Path, given: RunMeta, trainer: Trainer, note: Callable[[str], None]
+    ) -> "RunFolder":
+        """Put the trainer where the last save left the run, of which `given` says what it is.
+
+        Raises:
+            CheckpointError: it is another run, complete, or damaged beyond its last two saves.
+        """
+        meta = Checkpoint.open(path).meta
+        require_same_run(path, meta, given)
+        state = by_first(trainer.accelerator, lambda: newest_state(path, note))
+        try:
+            trainer.load_state(state.trainer)
+        except Exception as reason:  # whatever a state of another network makes torch raise
+            raise CheckpointError(
+                f"{path / STATE} is of another network ({first_line(reason)}): train again"
+            ) from None
+        folder = cls(path, trainer, meta, state.metrics, state.selected, is_worth_keeping=True)
+        if trainer.rank == 0:
+            for left in [*path.glob(".part-*"), *(path / STATE).glob(".part-*")]:
+                left.unlink(missing_ok=True)
+            folder._store(anew=True)  # what is there may be older than the state
+        epoch, step = trainer.position
+        note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
+        return folder
+
+    def keep(self, line: EpochMetrics) -> None:
+        """Add a complete epoch; its weights where it is the best so far. In memory only."""
+        self.lines = [*self.lines, line]
+        if self.chosen is line:
+            weights = self.trainer.selected.state_dict()
+            self.selected = {key: tensor.detach().clone() for key, tensor in weights.items()}
+
+    def save(self) -> None:
+        """Store first the state, from which a resume makes the rest again, then the rest.
+
+        Raises:
+            NonFinite: there is NaN or infinity in it; the last save stays.
+        """
+        trainer = self.trainer
+        state = trainer.state()
+        if sum(summed(trainer.accelerator, [0.0 if is_finite(state) else 1.0])):
+            raise self._failure()
+        if trainer.rank == 0:
+            with held_signals():
+                save_state(
+                    self.path,
+                    RunState(trainer=state, metrics=self.lines, selected=self.selected),
+                )
+                self.is_worth_keeping |= trainer.position > (1, 0)
+                self._store()
+
+    @property
+    def chosen(self) -> EpochMetrics | None:
+        """The epoch whose weights count: the best on held-out images, of equals the first."""
+        return max(self.lines, key=_rank, default=None)
+
+    def _failure(self) -> NonFinite:
+        """The last step left NaN or infinity, though its loss was finite."""
+        trainer, stepper = self.trainer, self.trainer.stepper
+        epoch, step = stepper.epoch, stepper.step - 1
+        rate = stepper.schedule((epoch - 1) * trainer.steps + step)
+        return NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=trainer.recipe.peak_lr)
+
+    def _store(self, *, anew: bool = False) -> None:
+        """Weights, where they changed or `anew`, facts and metrics."""
+        chosen, lines = self.chosen, self.lines
+        meta = replace(
+            self.meta,
+            epoch=0 if chosen is None else chosen.epoch,
+            val_top1=None if chosen is None else chosen.val_top1,
+            epochs_done=len(lines),
+            train_seconds=sum(line.train_seconds + line.evaluation_seconds for line in lines),
+        )
+        weights = self.selected if anew or self.meta.epoch != meta.epoch else None
+        self.meta = save_run(self.path, meta, weights).meta
+        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+        write_atomic(self.path / METRICS, text)
+
+    def finish(self) -> Checkpoint:
+        """Measure the selected weights on the test images, once, and complete the folder."""
+        trainer = self.trainer
+        assert self.selected is not None
+        weights = self.selected
+        if trainer.world > 1:  # statistics of batch norms are those of the first process
+            weights = broadcast({key: t.to(trainer.device) for key, t in weights.items()})
+        trainer.selected.load_state_dict(weights)
+        found = trainer.evaluate(trainer.data.test)
+        self.meta = replace(
+            self.meta,
+            test_top1=found.top1,
+            test_top5=found.top5,
+            finished_at=now(),
+        )
+        if trainer.rank == 0:
+            with held_signals():
+                save_run(self.path, self.meta)
+                drop_previous(self.path)
+        trainer.accelerator.wait_for_everyone()
+        return Checkpoint(self.path, told(trainer.accelerator, self.meta))
+
+    def close(self) -> None:
+        """Leave the curves of what was done; a new folder without a step goes."""
+        if self.trainer.rank != 0:
+            return
+        if not self.is_worth_keeping:
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif self.lines:
+            draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
+
+
+def first_meta(
+    model: str, trainer: Trainer, start: Start, *, teacher: str | None = None
+) -> RunMeta:
+    """The facts of a run that has not taken a step."""
+    recipe, data = trainer.recipe, trainer.data
+    held_out = 0 if trainer.held_out is None else len(trainer.held_out.fine)
+    return RunMeta(
+        model=model,
+        seed=trainer.seed,
+        recipe_name=recipe.name,
+        recipe=recipe.to_json(),
+        dataset=DatasetInfo.of(data, val_images=held_out),
+        selection="last" if recipe.full_train else "validation",
+        epoch=0,
+        epochs_done=0,
+        val_top1=None,
+        test_top1=None,
+        test_top5=None,
+        train_seconds=0.0,
+        compiled=trainer.runtime.compile,
+        processes=trainer.world,
+        weights_sha256="",
+        environment=capture(str(trainer.device)).to_json(),
+        commit=git_commit(),
+        started_at=now(),
+        finished_at=None,
+        preprocessing=start.preprocessing,
+        initial_weights=start.initial_weights,
+        teacher=teacher,
+        job=Job.current().id,
+    )
+
+
+def folder_name(model: str, seed: int) -> str:
+    """The name of a run's folder: of a model's name, what is safe in a path everywhere."""
+    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model)}-s{seed}"
+
+
+def now() -> str:
+    """The time as runs store it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _rank(line: EpochMetrics) -> tuple[float, int]:
+    return (0.0, line.epoch) if line.val_top1 is None else (line.val_top1, -line.epoch)
+
+
+def claim(runs: Path, name: str) -> Path:
+    """Make a folder that nobody had before: NAME, NAME-2, NAME-3..."""
+    runs.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

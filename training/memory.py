@@ -1,0 +1,70 @@
+"""Which batch would fit, where one did not."""
+
+import gc
+import re
+from collections.abc import Callable
+
+import torch
+
+from training.loop import Trainer
+from zoo.errors import MachineError
+
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|bad_alloc"
+    "|could not create a (memory|primitive)",
+    re.IGNORECASE,
+)
+PROBE_STEPS = 2  # the first fills what the optimiser remembers
+
+
+class _Enough(Exception):
+    """The probe took its steps."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what Python or torch raise where memory runs out."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def batch_that_fits(build: Callable[[int], Trainer], batch_size: int) -> int | None:
+    """Halve `batch_size` until two real steps of a fresh trainer fit; None where not even 2 do."""
+    size = batch_size // 2
+    while size >= 2:
+        if _fits(build, size):
+            return size
+        size //= 2
+    return None
+
+
+def out_of_memory(build: Callable[[int], Trainer], batch_size: int, *, world: int) -> MachineError:
+    """The line that names the batch size to pass; of several processes none is measured."""
+    wanted = f"not enough memory for batches of {batch_size} images"
+    if world > 1:
+        return MachineError(f"{wanted}: pass a smaller --batch-size")
+    fitting = batch_that_fits(build, batch_size)
+    if fitting is None:
+        return MachineError(f"{wanted}, nor for any smaller ones: take a smaller model")
+    return MachineError(f"{wanted}; {fitting} fit: pass --batch-size {fitting}")
+
+
+def _fits(build: Callable[[int], Trainer], size: int) -> bool:
+    steps = 0
+
+    def stop() -> None:
+        nonlocal steps
+        steps += 1
+        if steps >= PROBE_STEPS:
+            raise _Enough
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        build(size).epoch(1, lambda progress: None, 0.0, at_boundary=stop)
+    except _Enough:
+        return True
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True

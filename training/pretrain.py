@@ -1,0 +1,303 @@
+"""Pre-training of a backbone without labels, from start to finish."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training.augment import epoch_seed, shuffled
+from training.backbone import Backbone
+from training.folder import claim, folder_name, now
+from training.knn import knn_top1
+from training.loop import EVALUATION_BATCH, REPORT_SECONDS, NonFinite, OnProgress, Progress
+from training.memory import is_out_of_memory
+from training.methods import make_method, require_lightly
+from training.optim import make_optimizer
+from training.philox import Numbers, make_key
+from training.pipeline import make_source
+from training.precision import autocast, resolve_precision
+from training.pretraining import Pretraining
+from training.processes import processes
+from training.recipe import Runtime
+from training.schedule import learning_rate
+from training.views import Views
+from zoo.checkpoint import METRICS, Checkpoint, DatasetInfo, RunMeta, save_run
+from zoo.data import Dataset, validation_split
+from zoo.environment import capture, git_commit
+from zoo.errors import MachineError, ZooError
+from zoo.evaluate import predict
+from zoo.files import write_atomic
+from zoo.models import create_model
+from zoo.preprocess import Preprocessing
+from zoo.session import EagerSession
+from zoo.signals import held_signals
+
+PARTS = (5, 6)  # the random numbers that the two views draw
+
+OnEpoch = Callable[["PretrainingMetrics", float], None]  # and the seconds that are left
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingMetrics:
+    """One line of metrics.jsonl."""
+
+    epoch: int
+    loss: float  # of the method, mean over the steps
+    knn_top1: float  # of held-out images, by the labels of their nearest training images
+    learning_rate: float  # of the last step
+    train_seconds: float
+    evaluation_seconds: float
+    images_per_s: float  # of which two views each are made
+
+
+def pretrain(
+    model: str,
+    settings: Pretraining,
+    data: Dataset,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    runs: Path | str = "runs",
+    on_progress: OnProgress | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Checkpoint:
+    """Pre-train the backbone of a model and return its run folder; `train` takes it as `init_from`.
+
+    Labels decide which training images are held out, as in `train`, and the accuracy of nearest
+    neighbours after each epoch; the loss sees none. The test images are not used. The folder holds
+    the weights of the last complete epoch at any time; without one it goes.
+
+    Raises:
+        ZooError: model, settings and data do not fit each other, or lightly is not installed.
+        MachineError: the loss became infinite or NaN, or memory ran out.
+        OSError: the folder cannot be written.
+    """
+    require_lightly()
+    with processes(Runtime(device=device)) as accelerator:
+        if accelerator.num_processes > 1:
+            raise ZooError("zoo-pretrain runs in one process: start it without a launcher")
+        precision = resolve_precision(settings.precision, accelerator.device)
+        settings = replace(settings, precision=precision)
+        try:
+            return _pretrain(
+                Pretrainer(model, settings, data, accelerator, seed=seed),
+                Path(runs),
+                on_progress or (lambda progress: None),
+                on_epoch or (lambda metrics, seconds: None),
+            )
+        except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+            if not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"not enough memory for two views of {settings.batch_size} images: "
+                "pass a smaller --batch-size"
+            ) from None
+
+
+class Pretrainer:
+    """A backbone, its method and the images, on one device.
+
+    Raises:
+        ZooError: the batch exceeds the training images, or the model has no known classifier.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: Pretraining,
+        data: Dataset,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+    ) -> None:
+        self.model, self.settings, self.data, self.seed = model, settings, data, seed
+        self.device, recipe = accelerator.device, settings.optimisation
+        self.preprocessing = Preprocessing.of(data)
+        rows, self.held_out = validation_split(data.train)
+        self.steps = len(rows) // settings.batch_size  # the last partial batch is left out
+        if self.steps == 0:
+            raise ZooError(
+                f"batch size {settings.batch_size} exceeds the {len(rows)} training images of "
+                f"{data.name}: pass a smaller --batch-size"
+            )
+        torch.manual_seed(seed)
+        network = create_model(model, num_classes=data.num_classes)
+        size = self.preprocessing.image_size
+        self.backbone = Backbone(network, name=model, image_size=size)
+        self.method = make_method(settings, self.backbone)
+        for part in (self.method.learns, self.method.rest):
+            part.to(self.device, memory_format=torch.channels_last)
+        images = torch.from_numpy(
+            np.ascontiguousarray(data.train.images[rows].transpose(0, 3, 1, 2))
+        )
+        labels = torch.from_numpy(data.train.fine[rows]).long()
+        self.source = make_source(images, labels, self.device, batch=settings.batch_size)
+        self.bank = images.permute(0, 2, 3, 1), labels  # (N, 32, 32, 3) on the host
+        self.views = Views(settings, self.preprocessing, size=images.shape[-1], device=self.device)
+        self.rate = torch.tensor(recipe.peak_lr, device=self.device)
+        self.optimizer = make_optimizer(self.method.learns, recipe, self.rate)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.schedule = learning_rate(recipe, self.steps)
+        self.recipe, self.key = recipe, make_key(seed, self.device)
+        self.losses = torch.zeros(self.steps, device=self.device)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is pre-trained, under the names that its tensors have with a classifier."""
+        return self.backbone.body
+
+    def epoch(
+        self, epoch: int, on_progress: OnProgress, seconds_per_epoch: float
+    ) -> PretrainingMetrics:
+        """Train one epoch, counted from 1, and look at the nearest neighbours.
+
+        Raises:
+            NonFinite: the loss became infinite or NaN.
+        """
+        start = reported = time.perf_counter()
+        size, epochs = self.settings.batch_size, self.settings.epochs
+        self.method.learns.train()
+        self.method.rest.train()
+        torch.manual_seed(epoch_seed(self.seed, epoch, 0))
+        order = shuffled(len(self.source.labels), self.seed, epoch)
+        on_device = order.to(self.device)
+        for step in range(self.steps):
+            rows = slice(step * size, (step + 1) * size)
+            self.source.bring(order[rows])
+            self._step(epoch, step, on_device[rows])
+            now_ = time.perf_counter()
+            if now_ - reported >= REPORT_SECONDS:
+                reported, done = now_, step + 1
+                speed = done * size / (now_ - start)
+                left = (self.steps - done) * size / speed
+                on_progress(
+                    Progress(
+                        epoch=epoch,
+                        epochs=epochs,
+                        step=done,
+                        steps=self.steps,
+                        seconds_left=left + (epochs - epoch) * seconds_per_epoch,
+                        images_per_s=speed,
+                        loss=self.losses[:done].mean().item(),
+                    )
+                )
+        losses = self.losses.cpu()
+        trained = time.perf_counter() - start
+        if not losses.isfinite().all():
+            first = int((~losses.isfinite()).byte().argmax())
+            rate = self.schedule((epoch - 1) * self.steps + first)
+            raise NonFinite(
+                epoch=epoch, step=first, learning_rate=rate, peak_lr=self.settings.peak_lr
+            )
+        start = time.perf_counter()
+        found = self.knn_top1()
+        return PretrainingMetrics(
+            epoch=epoch,
+            loss=losses.mean().item(),
+            knn_top1=found,
+            learning_rate=self.schedule(epoch * self.steps - 1),
+            train_seconds=trained,
+            evaluation_seconds=time.perf_counter() - start,
+            images_per_s=self.steps * size / trained,
+        )
+
+    def knn_top1(self) -> float:
+        """Accuracy of nearest neighbours on the held-out images, by features in fp32."""
+        train, held_out = self.data.train, self.held_out
+        images, labels = self.bank
+        wanted = torch.from_numpy(train.fine[held_out]).long()
+        queries = torch.from_numpy(train.images[held_out])
+        return knn_top1(self._features(images), labels, self._features(queries), wanted)
+
+    def _step(self, epoch: int, step: int, rows: Tensor) -> None:
+        size = self.settings.batch_size
+        done = (epoch - 1) * self.steps + step
+        stored, _ = self.source.batch(rows)
+        numbers = Numbers(
+            key=self.key,
+            epoch=torch.tensor(epoch, device=self.device),
+            place=torch.arange(step * size, (step + 1) * size, device=self.device),
+        )
+        first, second = (self.views(stored, numbers, part=part) for part in PARTS)
+        self.rate.fill_(self.schedule(done))
+        with autocast(self.recipe, self.device):
+            loss = self.method.loss(first, second, numbers)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.follow((done + 1) / (self.settings.epochs * self.steps))
+        self.losses[step] = loss.detach()
+
+    def _features(self, images: Tensor) -> Tensor:
+        session = EagerSession(self.backbone, device=str(self.device))
+        return predict(
+            session, images, self.preprocessing, batch=EVALUATION_BATCH[self.device.type]
+        )
+
+
+def _pretrain(
+    trainer: Pretrainer, runs: Path, on_progress: OnProgress, on_epoch: OnEpoch
+) -> Checkpoint:
+    settings = trainer.settings
+    name = folder_name(trainer.model, trainer.seed)
+    path = claim(runs, f"pretrain-{settings.name}-{name}")
+    lines: list[PretrainingMetrics] = []
+    meta, spent = _first_meta(trainer), 0.0
+    try:
+        with torch.backends.cudnn.flags(benchmark=True):
+            for epoch in range(1, settings.epochs + 1):
+                line = trainer.epoch(epoch, on_progress, spent)
+                lines.append(line)
+                spent = line.train_seconds + line.evaluation_seconds
+                meta = replace(
+                    meta,
+                    epoch=epoch,
+                    epochs_done=epoch,
+                    train_seconds=meta.train_seconds + spent,
+                    finished_at=now() if epoch == settings.epochs else None,
+                )
+                with held_signals():
+                    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+                    write_atomic(path / METRICS, text)
+                    meta = save_run(path, meta, trainer.network.state_dict()).meta
+                on_epoch(line, spent * (settings.epochs - epoch))
+    finally:
+        if not lines:
+            shutil.rmtree(path, ignore_errors=True)
+    return Checkpoint(path, meta)
+
+
+def _first_meta(trainer: Pretrainer) -> RunMeta:
+    """The facts before the first epoch."""
+    settings = trainer.settings
+    return RunMeta(
+        model=trainer.model,
+        seed=trainer.seed,
+        recipe_name=settings.name,
+        recipe=asdict(settings),
+        dataset=DatasetInfo.of(trainer.data, val_images=len(trainer.held_out)),
+        selection="last",
+        epoch=0,
+        epochs_done=0,
+        val_top1=None,
+        test_top1=None,
+        test_top5=None,
+        train_seconds=0.0,
+        compiled=False,
+        processes=1,
+        weights_sha256="",
+        environment=capture(str(trainer.device)).to_json(),
+        commit=git_commit(),
+        started_at=now(),
+        finished_at=None,
+        preprocessing=trainer.preprocessing,
+        pretraining=settings.name,
+    )

@@ -1,0 +1,121 @@
+"""The command zoo-pretrain."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.pretraining import METHODS, Pretraining, pretraining_for
+from training.recipe import DEVICES, with_epochs, with_settings
+from zoo.command import Parser, positive_int, run, seed
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from training.pretrain import PretrainingMetrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-pretrain`."""
+    args = build_parser().parse_args(argv)
+    return run("zoo-pretrain", lambda: _pretrain(args))
+
+
+def build_parser() -> Parser:
+    """All options of `zoo-pretrain`."""
+    parser = Parser(
+        "zoo-pretrain",
+        "Pre-train the backbone of a model without labels; prints the folder of the run, which "
+        "zoo-train takes as --init-from.",
+    )
+    parser.add_argument("model", help="such as resnet_20, or package.module:function of yours")
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--epochs", type=positive_int, help="instead of 200")
+    parser.add_argument("--batch-size", type=positive_int, help="images a step (512)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting more"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of weights, order and views")
+    parser.add_argument(
+        "--dataset",
+        default="cifar100",
+        help="cifar100, cifar100-mini (shipped), cifar10 or folder:PATH",
+    )
+    parser.add_argument("--data-dir", type=Path, help="where the data lies; else ZOO_DATA")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
+    return parser
+
+
+def make_settings(args: argparse.Namespace) -> Pretraining:
+    """Resolve the options to one value.
+
+    Raises:
+        ZooError: a setting is unknown or out of range.
+    """
+    settings = pretraining_for(args.method)
+    if args.epochs is not None:
+        settings = with_epochs(settings, args.epochs)
+    changes = {}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.1; got {text!r}")
+        changes[name] = value
+    if args.batch_size is not None:
+        changes["batch_size"] = str(args.batch_size)
+    return with_settings(settings, changes)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    settings = make_settings(args)
+    _check(args.model)  # before any data is fetched
+
+    from training.display import TrainingDisplay, duration
+    from training.pretrain import pretrain
+    from zoo.data import load_dataset
+    from zoo.display import TransferDisplay
+
+    with TransferDisplay() as display:
+        data = load_dataset(args.dataset, data_dir=args.data_dir, on_progress=display)
+    print(
+        f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "
+        f"batch {settings.batch_size}, seed {args.seed}",
+        file=sys.stderr,
+    )
+    with TrainingDisplay() as bar:
+
+        def show(line: "PretrainingMetrics", seconds_left: float) -> None:
+            bar.note(
+                f"epoch {line.epoch}/{settings.epochs}  {line.images_per_s:.0f} img/s  "
+                f"loss {line.loss:.3f}  kNN {line.knn_top1:.2%}  {duration(seconds_left)} left"
+            )
+
+        done = pretrain(
+            args.model,
+            settings,
+            data,
+            device=args.device,
+            seed=args.seed,
+            runs=args.runs,
+            on_progress=bar,
+            on_epoch=show,
+        )
+    print(done.path)
+
+
+def _check(model: str) -> None:
+    """Refuse what can be refused without the data."""
+    from training.methods import require_lightly
+    from zoo.models import model_spec
+    from zoo.own import is_own, load_function
+
+    if is_own(model):
+        load_function(model)
+    else:
+        model_spec(model)
+    require_lightly()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,170 @@
+"""The processes of a run: how they find each other, agree and end."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+)
+
+from training.elastic import PeerLost
+from training.recipe import Runtime
+from zoo.doctor import require_kernels
+from zoo.errors import ZooError, first_line
+from zoo.session import tf32
+
+T = TypeVar("T")
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+PEER_LOST = re.compile(
+    "connection (reset|closed|refused)|broken pipe|gloo|nccl|timed? ?out", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a launcher tells the processes that it started."""
+
+    id: str | None  # the same after a restart; None: no launcher
+    restarts: int
+
+    @classmethod
+    def current(cls) -> "Job":
+        """The one that this process belongs to."""
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(os.environ.get("TORCHELASTIC_RUN_ID"), int(count) if count.isdecimal() else 0)
+
+    @property
+    def may_have_run(self) -> bool:
+        """Whether a run of this job may lie there: a launcher without a name says "none"."""
+        return self.id is not None and (self.id != "none" or self.restarts > 0)
+
+
+@contextmanager
+def processes(runtime: Runtime) -> Iterator[Accelerator]:
+    """The processes of this run, under its own random numbers; all is put back at the end.
+
+    Raises:
+        ZooError: a GPU is asked for and there is none, or an option that needs one.
+        MachineError: torch holds no code for this GPU.
+        PeerLost: another process ended.
+    """
+    cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
+    if not cpu:
+        require_kernels("cuda")
+    if cpu and runtime.comm_hook != "none":
+        raise ZooError(
+            f"--comm-hook {runtime.comm_hook} compresses gradients between GPUs: "
+            "leave it out on CPUs"
+        )
+    if cpu and runtime.sync_batchnorm:
+        raise ZooError("--sync-batchnorm works between GPUs: leave it out on CPUs")
+    devices = [] if cpu else list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices), _peers(), _deterministic(runtime.deterministic):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[_ddp(runtime)])
+        try:
+            if cpu:
+                yield accelerator
+            else:
+                with tf32(allowed=True):
+                    yield accelerator
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def told(accelerator: Accelerator, value: T) -> T:
+    """What the first process passes, in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    found = [value]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def by_first(accelerator: Accelerator, call: Callable[[], T]) -> T:
+    """What the first process gets from `call`, or the error that it meets, in every process."""
+    if accelerator.num_processes == 1:
+        return call()
+    found: list[T | ZooError | OSError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = call()
+        except (ZooError, OSError) as error:
+            found[0] = error
+    answer = told(accelerator, found[0])
+    if isinstance(answer, ZooError | OSError):
+        raise answer
+    return cast(T, answer)
+
+
+def summed(accelerator: Accelerator, values: list[float]) -> list[float]:
+    """The sum over all processes."""
+    if accelerator.num_processes == 1:
+        return values
+    # float32: not every device adds float64
+    flags = torch.tensor(values, device=accelerator.device)
+    return [float(v) for v in accelerator.reduce(flags, "sum").tolist()]
+
+
+def _ddp(runtime: Runtime) -> DistributedDataParallelKwargs:
+    hooks = {
+        "none": DDPCommunicationHookType.NO,
+        "fp16": DDPCommunicationHookType.FP16,
+        "bf16": DDPCommunicationHookType.BF16,
+    }
+    return DistributedDataParallelKwargs(
+        comm_hook=hooks[runtime.comm_hook],
+        gradient_as_bucket_view=runtime.bucket_view,
+        # With a first backward that sends nothing, DDP fails an assertion (torch 2.14).
+        static_graph=runtime.static_graph and runtime.accumulate == 1,
+    )
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """One line where another process of the run is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several and (
+            isinstance(error, torch.distributed.DistError) or PEER_LOST.search(str(error))
+        ):
+            raise PeerLost(
+                f"another process of this run is gone ({first_line(error)}): "
+                "continue with --resume auto"
+            ) from error
+        raise
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """The same bits every time, on one device."""
+    if not wanted:
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    workspace = os.environ.get(CUBLAS)
+    os.environ[CUBLAS] = ":4096:8"  # what cuBLAS needs to give the same sums on several streams
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)
+        else:
+            os.environ[CUBLAS] = workspace

@@ -1,0 +1,212 @@
+"""The step at which a loss stopped being finite: kept, and taken again to see where it began."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from training.augment import shuffled
+from training.folder import RunFolder
+from training.loop import NonFinite, Trainer
+from training.state import RunState, is_finite, newest_state, read_state, write_state
+from zoo.checkpoint import STATE
+from zoo.data import validation_split
+from zoo.errors import CheckpointError, MachineError
+from zoo.files import read_json, write_json
+from zoo.plain import from_plain
+
+FACTS, BEFORE = "nonfinite.json", "nonfinite.pt"
+SHOWN = 8  # images of a batch in a message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadStep:
+    """The first step that left NaN or infinity."""
+
+    epoch: int  # counted from 1
+    step: int  # within the epoch, counted from 0
+    seed: int
+    learning_rate: float
+    images: tuple[int, ...]  # of its batch, counted from 0 in the training images
+
+
+class _Stop(Exception):
+    """The step that was looked for comes next, or is done."""
+
+
+def keep_failure(folder: RunFolder, failure: NonFinite) -> MachineError:
+    """Store the step that failed and the state before it; the last save stays as it is.
+
+    One process takes the steps since that save once more to get there. Of several processes only
+    the step is stored.
+    """
+    trainer, path = folder.trainer, folder.path
+    folder.is_worth_keeping = True
+    epoch, step = failure.epoch, failure.step
+    if trainer.world == 1:
+        last = newest_state(path, lambda line: None)
+        found = state_before(trainer, last.trainer, epoch, step)
+        if found is not None:
+            before, (epoch, step) = found
+            kept = RunState(trainer=before, metrics=last.metrics, selected=last.selected)
+            write_state(path / STATE / BEFORE, kept)
+    rate = trainer.stepper.schedule((epoch - 1) * trainer.steps + step)
+    if trainer.rank == 0:
+        bad = BadStep(
+            epoch=epoch,
+            step=step,
+            seed=trainer.seed,
+            learning_rate=rate,
+            images=images_of(trainer, epoch, step),
+        )
+        write_json(path / STATE / FACTS, asdict(bad))
+    told = NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=trainer.recipe.peak_lr)
+    return MachineError(f"{told}, or see where it began with zoo-train --replay {path}")
+
+
+def state_before(
+    trainer: Trainer, last: dict[str, Tensor], epoch: int, step: int
+) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
+    """The state before this step, or before the one before it, which may have left the NaN; which.
+
+    None where the steps that lead there do not repeat.
+    """
+    earlier = (epoch, step - 1) if step else (epoch - 1, trainer.steps - 1)
+    for target in ((epoch, step), earlier):
+        trainer.load_state(last)
+        if target < trainer.position:
+            return None
+        try:
+            _go_to(trainer, target)
+            state = trainer.state()
+        except NonFinite:
+            return None
+        if is_finite(state):
+            return state, target
+    return None
+
+
+def _go_to(trainer: Trainer, target: tuple[int, int]) -> None:
+    def look() -> None:
+        if trainer.position == target:
+            raise _Stop
+
+    with suppress(_Stop):
+        while trainer.position < target:
+            trainer.epoch(trainer.position[0], lambda progress: None, 0.0, at_boundary=look)
+
+
+def images_of(trainer: Trainer, epoch: int, step: int) -> tuple[int, ...]:
+    """The training images in a batch, counted from 0 as the data set stores them."""
+    train, size = trainer.data.train, trainer.recipe.batch_size
+    kept = np.arange(len(train.fine))
+    if not trainer.recipe.full_train:
+        kept, _ = validation_split(train)
+    order = shuffled(len(kept), trainer.seed, epoch)
+    return tuple(int(row) for row in kept[order[step * size : (step + 1) * size].numpy()])
+
+
+def replay_step(path: Path, trainer: Trainer, note: Callable[[str], None]) -> list[str]:
+    """Take the step of run `path` that failed once more; a line about it, then the places.
+
+    It starts from the state before that step, where one is stored, else from the last save, of
+    which `note` is told where it is damaged.
+
+    Raises:
+        CheckpointError: no step of this run failed, or its state is damaged.
+        MachineError: every step goes well this time.
+    """
+    facts, stored = path / STATE / FACTS, path / STATE / BEFORE
+    if not facts.is_file():
+        raise CheckpointError(f"{path} cannot be replayed: no loss of it became infinite or NaN")
+    bad = from_plain(BadStep, read_json(facts, CheckpointError))
+    if stored.is_file():
+        places = places_of(trainer, read_state(stored).trainer)
+    else:
+        found = state_before(trainer, newest_state(path, note).trainer, bad.epoch, bad.step)
+        places = [] if found is None else places_of(trainer, found[0])
+    if not places:
+        raise MachineError(f"all values of {path} are finite this time: go on with --resume {path}")
+    shown = ", ".join(map(str, bad.images[:SHOWN])) + (", ..." if len(bad.images) > SHOWN else "")
+    return [
+        f"epoch {bad.epoch}, step {bad.step + 1} of {trainer.steps}, learning rate "
+        f"{bad.learning_rate:.3g}, seed {bad.seed}, images {shown}",
+        f"first value that is not finite: {places[0]}",
+        *(f"then: {place}" for place in places[1:]),
+    ]
+
+
+def places_of(trainer: Trainer, before: dict[str, Tensor]) -> list[str]:
+    """Where values are not finite in the step after `before`, in the order of the computation."""
+    trainer.load_state(before)
+    epoch, step = trainer.position
+    if step == 0:
+        trainer.stepper.begin(epoch)
+    with _watch(trainer.plain) as (forward, backward):
+        trainer.stepper.take()
+    loss = _place("the loss", trainer.stepper.loss)
+    weights = [_place(name, value) for name, value in trainer.plain.named_parameters()]
+    return [
+        *_first(forward, "output of"),
+        *([loss] if loss else []),
+        *_first(backward, "gradient of"),
+        *_first([place for place in weights if place], "new value of"),
+    ]
+
+
+@contextmanager
+def _watch(network: nn.Module) -> Iterator[tuple[list[str], list[str]]]:
+    """Collect the places of one step: images and outputs of modules, then gradients."""
+    forward: list[str] = []
+    backward: list[str] = []
+
+    def images(module: nn.Module, given: Any) -> None:
+        forward.extend(filter(None, [_place("the images", given[0])]))
+
+    def output(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, given: Any, returned: Any) -> None:
+            if isinstance(returned, Tensor):
+                forward.extend(filter(None, [_place(name, returned)]))
+
+        return look
+
+    def gradient(name: str) -> Callable[[Tensor], None]:
+        def look(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            place = _place(name, parameter.grad)
+            backward.extend([place] if place else [])
+
+        return look
+
+    hooks = [network.register_forward_pre_hook(images)]
+    for name, module in network.named_modules():
+        label = f"{name} ({type(module).__name__})" if name else "the network"
+        hooks.append(module.register_forward_hook(output(label)))
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            hook = parameter.register_post_accumulate_grad_hook(gradient(name))  # type: ignore[no-untyped-call]
+            hooks.append(hook)
+    try:
+        yield forward, backward
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _place(name: str, tensor: Tensor) -> str | None:
+    if not tensor.is_floating_point():
+        return None
+    bad = int((~tensor.detach().isfinite()).sum())
+    return f"{name} ({bad} of {tensor.numel()} values)" if bad else None
+
+
+def _first(places: list[str], what: str) -> list[str]:
+    """The first place, with the number of those that follow."""
+    if not places:
+        return []
+    others = f", and {len(places) - 1} more" if len(places) > 1 else ""
+    return [f"{what} {places[0]}{others}"]

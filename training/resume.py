@@ -1,0 +1,112 @@
+"""Which run to continue, and whether it is the one that the caller means."""
+
+from pathlib import Path
+from typing import Any
+
+from training.options import AUTO
+from training.processes import Job
+from training.recipe import Recipe
+from training.state import stored_recipe
+from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
+from zoo.data import Dataset
+from zoo.errors import CheckpointError, ZooError
+
+
+def run_to_continue(
+    runs: Path,
+    asked: str | None,
+    *,
+    model: str,
+    seed: int,
+    recipe: Recipe,
+    data: Dataset,
+    image_size: int | None,
+    job: Job,
+    teacher: str | None = None,
+) -> Path | None:
+    """The run that this call goes on with; None begins a new one.
+
+    A path is taken as it is. After a restart a job goes on with its own run. "auto" takes the run
+    that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher
+    and image size.
+    """
+    if asked not in (None, AUTO):
+        return Path(asked)
+    if not job.may_have_run and asked is None:
+        return None
+    found: list[Checkpoint] = []
+    for path in all_runs(runs):
+        try:
+            run = Checkpoint.open(path)
+            same_recipe = stored_recipe(path) == recipe
+        except ZooError:  # damaged, or of another version
+            continue
+        meta = run.meta
+        sizes = (image_size or meta.input_preprocessing.image_size,)
+        if (
+            same_recipe
+            and (meta.model, meta.seed) == (model, seed)
+            and (meta.dataset.name, meta.dataset.digest) == (data.name, data.digest)
+            and meta.input_preprocessing.image_size in sizes
+            and meta.teacher == teacher
+        ):
+            found.append(run)
+    own = [run for run in found if job.may_have_run and run.meta.job == job.id]
+    if own:
+        newest = max(own, key=_begun)
+        if newest.meta.finished_at is None or job.restarts:
+            return newest.path
+    if asked is None:
+        return None
+    unfinished = [run for run in found if run.meta.finished_at is None]
+    return max(unfinished, key=_begun).path if unfinished else None
+
+
+def require_same_recipe(run: Path, recipe: Recipe) -> None:
+    """Check that a resume continues the recipe that the run began with.
+
+    Raises:
+        CheckpointError: a field differs; the message names each.
+    """
+    stored, given = stored_recipe(run).to_json(), recipe.to_json()
+    differing = [
+        f"{key} was {stored[key]}, is {given[key]}" for key in stored if stored[key] != given[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{run} began with another recipe ({'; '.join(differing)}): "
+            "resume without these options, or start a new run without --resume"
+        )
+
+
+def require_same_run(path: Path, stored: RunMeta, given: RunMeta) -> None:
+    """Check that a resume continues the run that it names.
+
+    Raises:
+        CheckpointError: it is complete, or began with another model, seed, data set or image size.
+    """
+    pairs: dict[str, tuple[Any, Any]] = {
+        "model": (stored.model, given.model),
+        "seed": (stored.seed, given.seed),
+        "data set": (stored.dataset.name, given.dataset.name),
+        "data set digest": (stored.dataset.digest[:12], given.dataset.digest[:12]),
+        "image size": (
+            stored.input_preprocessing.image_size,
+            given.input_preprocessing.image_size,
+        ),
+    }
+    for what, (was, now) in pairs.items():
+        if was != now:
+            raise CheckpointError(
+                f"{path} began with {what} {was}, got {now}: resume without this option, "
+                "or start a new run without --resume"
+            )
+    if stored.finished_at is not None:
+        raise CheckpointError(
+            f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
+            "start a new run without --resume"
+        )
+
+
+def _begun(run: Checkpoint) -> tuple[str, str]:
+    return run.meta.started_at, run.path.name

@@ -1,0 +1,322 @@
+"""One optimiser step, from stored images to new weights, without a word to the host.
+
+Everything that a step depends on lies in tensors on the device, at the same place all the time:
+which step of which epoch it is, the order of the images, the rates. So a step can be captured once
+as a CUDA graph and replayed.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training.augment import Augmentation, epoch_seed, shuffled
+from training.freeze import Frozen
+from training.mix import mixed_cross_entropy
+from training.optim import Average, make_optimizer
+from training.philox import Numbers, make_key
+from training.pipeline import Source
+from training.precision import autocast
+from training.recipe import Recipe, Runtime
+from training.schedule import learning_rate
+from zoo.errors import MachineError, first_line
+from zoo.session import require_compiler
+
+WARM_UP_STEPS = 3  # before a capture, which must find every buffer in its place
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # compile modes that capture graphs themselves
+
+
+class Step:
+    """A network with its optimiser, and the place in a run where the next step is taken.
+
+    `place` holds epoch and step, `sums` the loss and the hits of the epoch so far. Each process
+    takes its own rows of the batch that all of them share.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        runtime: Runtime,
+        source: Source,
+        augmentation: Augmentation,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        steps: int,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.recipe, self.runtime, self.source = recipe, runtime, source
+        self.teacher = teacher
+        self.augmentation, self.accelerator = augmentation, accelerator
+        self.seed, self.steps = seed, steps
+        self.device, self.rank = accelerator.device, accelerator.process_index
+        self.share = recipe.batch_size // accelerator.num_processes
+        self.plain = network
+        self.frozen = Frozen(network) if recipe.freeze_backbone else None
+        self.rate = torch.tensor(recipe.peak_lr, device=self.device)
+        self.optimizer = make_optimizer(network, recipe, self.rate)
+        self.network = accelerator.prepare_model(network)
+        self.average = Average(network, recipe.ema_decay) if recipe.ema_decay else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.schedule = learning_rate(recipe, steps)
+
+        self.epoch, self.step = 0, 0  # of the next step, as the host counts
+        self.key = make_key(seed, self.device)
+        self.place = torch.zeros(2, dtype=torch.int64, device=self.device)  # the same, here
+        self.sums = torch.zeros(2, device=self.device)  # loss and share of hits, over the epoch
+        self.loss = torch.zeros((), device=self.device)  # of the last step
+        self.right = torch.zeros((), device=self.device)
+        self.bad = torch.full((), -1, dtype=torch.int64, device=self.device)  # first non-finite
+        self.offset = torch.arange(self.share, device=self.device) + self.rank * self.share
+        self.host_order = torch.zeros(len(source.labels), dtype=torch.int64)
+        self.order = self.host_order.to(self.device)
+        self.rates = torch.zeros(steps, device=self.device)
+
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.forward_loss: Callable[..., tuple[Tensor, Tensor]] = self._forward_loss
+        self.augmented: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
+        self.augmented = self._augmented
+        if runtime.compile:
+            require_compiler(self.device.type)
+            mode = None if runtime.compile_mode == "default" else runtime.compile_mode
+            self.forward_loss = torch.compile(self._forward_loss, dynamic=False, mode=mode)
+            if self.device.type == "cuda":
+                self.augmented = torch.compile(self._augmented, dynamic=False, fullgraph=True)
+
+    @property
+    def wants_graph(self) -> bool:
+        """Whether the whole step is to be captured: on a GPU that one process has to itself."""
+        wanted = self.runtime.cuda_graphs
+        if self.device.type != "cuda" or wanted == "off":
+            return False
+        has_own = self.runtime.compile and self.runtime.compile_mode in OWN_GRAPHS
+        return wanted == "on" or (self.accelerator.num_processes == 1 and not has_own)
+
+    def begin(self, epoch: int) -> None:
+        """Go to the first step of an epoch, counted from 1."""
+        self.epoch, self.step = epoch, 0
+        self.sums.zero_()
+        self._load_epoch()
+        torch.manual_seed(epoch_seed(self.seed, epoch, self.rank))
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Take the next step; its loss and share of hits stay where they are until the next."""
+        if self.step == 0:
+            self.train_mode()
+        self.source.bring(self._rows_on_host())
+        if self.graph is None:
+            self._take()
+        else:
+            self.graph.replay()
+        self.step += 1
+        return self.loss, self.right
+
+    def train_mode(self) -> None:
+        """Let the network learn; what is frozen stays as in inference."""
+        self.network.train()
+        if self.frozen is not None:
+            self.frozen.keep_still()
+
+    def capture(self) -> None:
+        """Make a graph of the step; its tensors change as by a few steps.
+
+        Raises:
+            MachineError: the network does something that cannot be captured, and `cuda_graphs` is
+                "on"; where it is "auto" the step then stays as it is.
+        """
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_STEPS):
+                self._take()
+                self.place[1] -= 1
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._take()
+        except RuntimeError as reason:
+            if self.runtime.cuda_graphs == "on":
+                raise MachineError(
+                    f"this step cannot be captured ({first_line(reason)}): "
+                    "go on with --cuda-graphs off"
+                ) from reason
+            return
+        self.graph = graph
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that the next step depends on, where they are, by name."""
+        found = {f"model.{name}": value for name, value in self.plain.state_dict().items()}
+        if self.average is not None:
+            values = self.average.module.state_dict()
+            found |= {f"average.{name}": value for name, value in values.items()}
+        for index, parameter in enumerate(self._parameters()):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    found[f"optimizer.{index}.{key}"] = value
+        return found | {"place": self.place, "sums": self.sums, "bad": self.bad}
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy on the CPU of all that the next step depends on."""
+        scaler = self.scaler.state_dict()
+        counts = torch.tensor([scaler.get("scale", 0.0), scaler.get("_growth_tracker", 0)])
+        found = {
+            name: value.detach().to("cpu", copy=True) for name, value in self.tensors().items()
+        }
+        return found | {"scaler": counts.double(), "rng": self._rng()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` returned, in place.
+
+        What the optimiser has made since, and the state does not know, is zeroed: so it begins.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: the state is of another network or recipe.
+        """
+        parameters = self._parameters()
+        known = self.tensors()
+        for name, value in state.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer" and name not in known:
+                index, _, key = rest.partition(".")
+                copied = value.to(self.device, copy=True)
+                self.optimizer.state[parameters[int(index)]][key] = copied
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                if name in state:
+                    if tensor.shape != state[name].shape:
+                        raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
+                    tensor.copy_(state[name])
+                elif name.startswith("optimizer."):
+                    tensor.zero_()
+                else:
+                    raise KeyError(name)
+        if self.scaler.is_enabled():
+            scale, tracker = state["scaler"].tolist()
+            stored = self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
+            self.scaler.load_state_dict(stored)
+        self.epoch, self.step = self.place.tolist()
+        if self.epoch:
+            self._load_epoch()
+        self._set_rng(state["rng"])
+
+    def augment(self) -> None:
+        """Prepare the batch of the next step and drop it: what augmentation costs alone."""
+        self.source.bring(self._rows_on_host())
+        self.batch()
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Augmented images of the next step, as `Augmentation` gives them, of what was brought."""
+        place = self.place[1] * self.recipe.batch_size + self.offset
+        stored, labels = self.source.batch(self.order.index_select(0, place))
+        return self.augmented(stored, labels, self.key, self.place[0], place)
+
+    def _take(self) -> None:
+        images, labels, others, share = self.batch()
+        self.rate.copy_(self.rates.index_select(0, self.place[1:]).squeeze(0))
+        parts = self.runtime.accumulate
+        if parts == 1:
+            loss, right = self.forward_loss(images, labels, others, share)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+        else:
+            loss, right = self._accumulate(parts, images, labels, others, share)
+        if self.recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update((self.place[0] == 1) & (self.place[1] == 0))
+        self.loss.copy_(loss)
+        self.right.copy_(right)
+        self.sums += torch.stack((self.loss, self.right))
+        is_new = (self.bad < 0) & ~self.loss.isfinite()
+        self.bad.copy_(torch.where(is_new, self.place[1], self.bad))
+        self.place[1] += 1
+
+    def _accumulate(self, parts: int, *batch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Forward and backward of one part of the batch after another."""
+        losses, hits = [], []
+        chunks = [[None] * parts if t is None else t.chunk(parts) for t in batch]
+        for number, chunk in enumerate(zip(*chunks, strict=True), start=1):
+            quiet = number < parts and self.accelerator.num_processes > 1
+            with self.accelerator.no_sync(self.network if quiet else None):
+                loss, right = self.forward_loss(*chunk)
+                self.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            hits.append(right)
+        return torch.stack(losses).mean(), torch.stack(hits).mean()
+
+    def _augmented(
+        self, stored: Tensor, labels: Tensor, key: Tensor, epoch: Tensor, place: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.augmentation(stored, labels, Numbers(key=key, epoch=epoch, place=place))
+
+    def _forward_loss(
+        self, images: Tensor, labels: Tensor, others: Tensor | None, share: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        with autocast(self.recipe, self.device):
+            logits = self.network(images)  # (B, K)
+        logits = logits.float()
+        smoothing = self.recipe.label_smoothing
+        if others is None or share is None:
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:
+            loss = mixed_cross_entropy(logits, labels, others, share, label_smoothing=smoothing)
+        if self.teacher is not None:
+            loss = torch.lerp(loss, self._distillation(logits, images), self.recipe.distillation)
+        return loss, (logits.detach().argmax(1) == labels).float().mean()
+
+    def _distillation(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Divergence from what the teacher says of the same images: (B, K), (B, C, S, S) -> ().
+
+        Source:
+            Hinton et al. 2015, arXiv:1503.02531, section 2, its gradients scaled by the square of
+            the temperature.
+        """
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.recipe, self.device):
+            wanted = self.teacher(images)
+        t = self.recipe.temperature
+        log_q, log_p = F.log_softmax(logits / t, dim=1), F.log_softmax(wanted.float() / t, dim=1)
+        return t * t * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+    def _load_epoch(self) -> None:
+        """Bring what the host knows of the epoch to the device."""
+        self.host_order.copy_(shuffled(len(self.host_order), self.seed, self.epoch))
+        self.order.copy_(self.host_order)
+        first = (self.epoch - 1) * self.steps
+        self.rates.copy_(torch.tensor([self.schedule(first + k) for k in range(self.steps)]))
+        self.place.copy_(torch.tensor([self.epoch, self.step]))
+        self.bad.fill_(-1)
+
+    def _rows_on_host(self) -> Tensor:
+        first = self.step * self.recipe.batch_size + self.rank * self.share
+        return self.host_order[first : first + self.share]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _rng(self) -> Tensor:
+        """The state of every process's generator: (processes, n) uint8, on the CPU."""
+        on_gpu = self.device.type == "cuda"
+        mine = torch.cuda.get_rng_state(self.device) if on_gpu else torch.get_rng_state()
+        if self.accelerator.num_processes == 1:
+            return mine[None]
+        everybody: Tensor = self.accelerator.gather(mine[None].to(self.device))
+        return everybody.cpu()
+
+    def _set_rng(self, states: Tensor) -> None:
+        if self.rank >= len(states):  # there are more processes than there were
+            torch.manual_seed(epoch_seed(self.seed, self.epoch, self.rank))
+            return
+        mine = states[self.rank].clone()  # torch reads the whole storage, whatever the offset
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(mine, self.device)
+        else:
+            torch.set_rng_state(mine)
