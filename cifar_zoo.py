@@ -39,6 +39,7 @@ def _complaint(package: str) -> str | None:
 
 
 train = partial(_call, "zoo-train", "training.cli:main")
+pretrain = partial(_call, "zoo-pretrain", "training.pretrain_cli:main")
 export = partial(_call, "zoo-export", "export.cli:main")
 evaluate = partial(_call, "zoo-eval", "export.cli:main_eval")
 bench = partial(_call, "zoo-bench", "profiling.cli:main")

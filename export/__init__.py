@@ -5,16 +5,15 @@ Importing this package loads neither torch nor onnx; the first export does.
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from zoo.errors import MissingPackageError, ZooError, nearest
+from zoo.errors import ZooError, nearest
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
-    from export.target import ExportTarget
+    from export.target import ExportOptions, ExportTarget
     from zoo.checkpoint import Checkpoint
     from zoo.data import Dataset
 
@@ -22,22 +21,24 @@ if TYPE_CHECKING:
 TARGETS: Mapping[str, str] = MappingProxyType(
     {
         "onnx": "export.to_onnx:OnnxTarget",
+        "trt": "export.to_tensorrt:TensorRtTarget",
+        "aoti": "export.to_aoti:AotInductorTarget",
+        "torchexport": "export.to_torchexport:TorchExportTarget",
+        "openvino": "export.to_openvino:OpenVinoTarget",
     }
 )
-
-# Names that later versions write: the package that they need (its extra has the target's name) and
-# what they are called. Refused with a way out.
-PLANNED: Mapping[str, tuple[str | None, str]] = MappingProxyType(
+SUFFIXES: Mapping[str, str] = MappingProxyType(
     {
-        "aoti": (None, "AOTInductor packages"),
-        "openvino": ("openvino", "OpenVINO models"),
-        "torchexport": (None, "torch.export programs"),
-        "trt": ("tensorrt", "TensorRT engines"),
+        ".onnx": "onnx",
+        ".engine": "trt",
+        ".aoti.pt2": "aoti",
+        ".export.pt2": "torchexport",
+        ".xml": "openvino",
     }
 )
+NATIVE = frozenset({"trt", "aoti", "torchexport"})  # a file may run code when it is opened
 
-PRECISIONS = ("fp32",)
-PLANNED_PRECISIONS = ("bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def export_model(
@@ -48,28 +49,40 @@ def export_model(
     data: "Dataset",
     device: str = "cpu",
     allow: str | None = None,
+    raw: bool = False,
+    options: "ExportOptions | None" = None,
 ) -> "Artifact":
     """Write a run's model in another format, prove it, and leave a manifest beside it.
 
     `data` is the data set that the run was trained on: parity and accuracy are measured on its test
     split. `device` is where the artifact runs for that; the reference is always eager on the CPU.
     An artifact of the same target and precision is replaced. A run of somebody's own network,
-    named package.module:function, is opened only where `allow` repeats that name.
+    named package.module:function, is opened only where `allow` repeats that name. With `raw` an
+    ONNX file takes the bytes of images and gives probabilities, beside the one of logits.
 
     Raises:
         ZooError: the run, the target, the precision or the data set does not fit.
         MachineError: the artifact does not compute what the model computes; nothing was written.
     """
-    check_target(target)
     check_precision(precision)
     writer = load_target(target)
+    check_written(writer, precision)
 
-    from export.write import write_artifact
+    from dataclasses import replace
+
+    from export.proof import Reference
+    from export.target import ExportOptions
+    from export.write import check_dataset, write_artifact
     from zoo.checkpoint import Checkpoint
 
     checkpoint = run if isinstance(run, Checkpoint) else Checkpoint.open(run)
+    check_dataset(checkpoint.path, checkpoint.meta.dataset, data)
     return write_artifact(
-        checkpoint, writer, precision=precision, data=data, device=device, allow=allow
+        Reference(checkpoint, data, allow=allow),
+        writer,
+        precision=precision,
+        options=replace(options or ExportOptions(), device=device),
+        raw=raw,
     )
 
 
@@ -77,37 +90,33 @@ def load_target(name: str) -> "ExportTarget":
     """The target of this name.
 
     Raises:
-        ZooError: it is unknown, or of a later version.
+        ZooError: it is unknown.
     """
     check_target(name)
-    if name in PLANNED:
-        raise ZooError(_refusal(name))
     module, _, attribute = TARGETS[name].partition(":")
     target: ExportTarget = getattr(import_module(module), attribute)()
     return target
 
 
+def target_of(path: Path) -> str | None:
+    """The target whose suffix a file has."""
+    return next((name for end, name in SUFFIXES.items() if path.name.endswith(end)), None)
+
+
 def check_target(name: str) -> None:
-    """Refuse a name that no version knows, with the nearest ones."""
-    if name not in TARGETS and name not in PLANNED:
-        raise ZooError(f"no export target named {name!r}: {nearest(name, (*TARGETS, *PLANNED))}")
+    """Refuse a name that is no target, with the nearest ones."""
+    if name not in TARGETS:
+        raise ZooError(f"no export target named {name!r}: {nearest(name, TARGETS)}")
 
 
 def check_precision(name: str) -> None:
-    """Refuse a precision that is not written."""
-    if name in PRECISIONS:
-        return
-    known = ", ".join(PRECISIONS)
-    if name in PLANNED_PRECISIONS:
-        raise ZooError(f"this version of cifar-zoo does not write {name} yet: use {known}")
-    near = nearest(name, (*PRECISIONS, *PLANNED_PRECISIONS))
-    raise ZooError(f"no precision named {name!r}: {near}")
+    """Refuse a name that is no precision, with the nearest ones."""
+    if name not in PRECISIONS:
+        raise ZooError(f"no precision named {name!r}: {nearest(name, PRECISIONS)}")
 
 
-def _refusal(name: str) -> str:
-    package, what = PLANNED[name]
-    later = f"this version of cifar-zoo writes no {what} yet: use --to {', '.join(TARGETS)}"
-    if package is not None and find_spec(package) is None:
-        missing = MissingPackageError(package, extra=name, needed_by=f"--to {name}")
-        return f"{missing}; but {later}"
-    return f"--to {name}: {later}"
+def check_written(target: "ExportTarget", precision: str) -> None:
+    """Refuse a precision that a target does not write."""
+    if precision not in target.tolerance:
+        written = ", ".join(target.tolerance)
+        raise ZooError(f"--to {target.name} does not write {precision}: use {written}")

@@ -1,22 +1,26 @@
 """An exported file and its manifest: what it is, what it came from, how it was proven."""
 
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export import load_target
+from export import TARGETS, target_of
+from export.mcnemar import Comparison
 from export.parity import Parity
-from zoo.checkpoint import META, Checkpoint, DatasetInfo
+from export.raw import RAW
+from zoo.checkpoint import DatasetInfo
 from zoo.errors import ArtifactError
 from zoo.evaluate import Accuracy
 from zoo.files import read_json, sha256_file
 from zoo.plain import from_plain
 from zoo.preprocess import Preprocessing
-from zoo.session import InferenceSession
 
-SCHEMA = 1
+SCHEMA = 2  # 1: one file, always proven
 FOLDER = "artifacts"  # inside a run folder
 AGAIN = "write it again with zoo-export"
+PASSED, PENDING = "passed", "pending"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,18 +30,26 @@ class Artifact:
     path: Path
     target: str
     precision: str
-    sha256: str
-    size_bytes: int
+    sha256: str  # of the file, or of the list of its files
+    size_bytes: int  # of all files
     model: str
     source_weights_sha256: str
     recipe_sha256: str
     dataset: DatasetInfo  # the class names are in here
-    parity: Parity  # against eager on the CPU
-    accuracy: Accuracy  # on the whole test split
+    parity: Parity | None  # with eager on the CPU; None while the proof is pending
+    accuracy: Accuracy | None  # on the whole test split; None while the proof is pending
     versions: dict[str, str]  # of the packages that wrote and ran it
-    environment: dict[str, Any]
+    environment: dict[str, Any]  # device and driver among it, where it was written
     created_at: str  # ISO 8601, UTC
     preprocessing: Preprocessing | None = None  # None in older ones: see input_preprocessing
+    is_raw: bool = False  # bytes in, probabilities out
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 by name, where there are more
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the writer found out
+    comparison: Comparison | None = None  # with eager's answers, where accuracy decides
+    pending: str | None = None  # why the machine that wrote the file could not prove it
+    proxy_parity: Parity | None = None  # of the graph that a pending file was built from
+    proven_by: str | None = None  # runtime and version; None in older ones
+    proven_in: Mapping[str, Any] | None = None  # environment of a proof that came later
     schema: int = SCHEMA
 
     @property
@@ -45,21 +57,41 @@ class Artifact:
         """What the file is fed with; older ones knew 32x32 pixels and their data set only."""
         return self.preprocessing or Preprocessing.of(self.dataset)
 
+    @property
+    def backend(self) -> str:
+        """Its label in tables: the target, and whether it takes bytes."""
+        return f"{self.target}-{RAW}" if self.is_raw else self.target
+
     def to_json(self) -> dict[str, Any]:
         """The manifest; of the path only the file's name is kept."""
         value = asdict(self)
         del value["path"]
-        return {"file": self.path.name, **value}
+        return {"file": self.path.name, "proof": PENDING if self.pending else PASSED, **value}
 
 
-def artifact_path(run: Path, target: str, precision: str, suffix: str) -> Path:
-    """Where an artifact lies: runs/<run>/artifacts/<target>-<precision><suffix>."""
-    return run / FOLDER / f"{target}-{precision}{suffix}"
+def artifact_path(
+    run: Path, target: str, precision: str, suffix: str, *, raw: bool = False
+) -> Path:
+    """Where an artifact lies: runs/<run>/artifacts/<target>-<precision>[-raw]<suffix>."""
+    return run / FOLDER / f"{target}-{precision}{f'-{RAW}' if raw else ''}{suffix}"
 
 
 def manifest_path(path: Path) -> Path:
     """The manifest beside an artifact: same name, .json."""
     return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+def combined_digest(files: Mapping[str, str]) -> str:
+    """The digest of one file; of several, SHA-256 of the list as sha256sum prints it, by name."""
+    if len(files) == 1:
+        return next(iter(files.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def file_digests(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files by their names."""
+    return {path.name: sha256_file(path) for path in sorted(paths)}
 
 
 def read_manifest(manifest: Path) -> Artifact:
@@ -76,12 +108,23 @@ def read_manifest(manifest: Path) -> Artifact:
                 "update cifar-zoo"
             )
         name = str(value["file"])
-        path = manifest.with_name(Path(name).name)
-        if path.name != name or manifest_path(path) != manifest:
-            raise ArtifactError(f"{manifest} is the manifest of another file, {name!r}: {AGAIN}")
-        return from_plain(Artifact, value | {"path": path})
-    except (KeyError, TypeError, ValueError) as reason:
+        files = {str(key): str(digest) for key, digest in (value.get("files") or {}).items()}
+        for other in (name, *files):
+            path = manifest.with_name(Path(other).name)
+            if path.name != other or manifest_path(path) != manifest or path == manifest:
+                raise ArtifactError(
+                    f"{manifest} is the manifest of another file, {other!r}: {AGAIN}"
+                )
+        artifact = from_plain(Artifact, value | {"path": manifest.with_name(name), "files": files})
+    except (AttributeError, KeyError, TypeError, ValueError) as reason:
         raise ArtifactError(f"{manifest} is not the manifest of an artifact ({reason})") from None
+    if artifact.target not in TARGETS:
+        raise ArtifactError(f"{manifest} names the target {artifact.target!r}: update cifar-zoo")
+    if target_of(artifact.path) != artifact.target:
+        raise ArtifactError(f"{manifest} calls {name} a file of {artifact.target}: {AGAIN}")
+    if artifact.pending is None and (artifact.parity is None or artifact.accuracy is None):
+        raise ArtifactError(f"{manifest} is not the manifest of an artifact (it proves nothing)")
+    return artifact
 
 
 def find_artifacts(run: Path) -> list[Artifact]:
@@ -114,48 +157,22 @@ def find_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def open_artifact(path: str, device: str) -> InferenceSession:
-    """Open an artifact to run it.
+def check_digest(artifact: Artifact) -> None:
+    """Refuse files that are not those that the manifest describes.
 
     Raises:
-        ArtifactError: the file has no manifest, is not the one that its manifest describes, or
-            came from other weights than its run holds by now.
-        MachineError: it cannot run on `device`.
+        ArtifactError: one is missing, was changed, or the manifest contradicts itself.
     """
-    artifact = find_artifact(Path(path))
-    found = sha256_file(artifact.path)
-    if found != artifact.sha256:
-        raise ArtifactError(
-            f"{path} has SHA-256 {found[:12]}..., but its manifest promises "
-            f"{artifact.sha256[:12]}...: it was changed or damaged; {AGAIN}"
-        )
-    _check_source(artifact)
-    return load_target(artifact.target).open(artifact.path, device=device)
-
-
-def open_foreign(path: str, device: str) -> InferenceSession:
-    """Open an ONNX file that is not ours: data, not native code, so it needs no manifest.
-
-    Raises:
-        ArtifactError: the file is missing, of another format, damaged, keeps weights in other
-            files, or is not a network of one float32 image input.
-        MachineError: it cannot run on `device`.
-    """
-    file = Path(path)
-    if file.suffix != ".onnx":
-        raise ArtifactError(
-            f"{path} is not an .onnx file: only those are opened without a manifest"
-        )
-    if not file.is_file():
-        raise ArtifactError(f"there is no file {path}")
-    return load_target("onnx").open(file, device=device)
-
-
-def _check_source(artifact: Artifact) -> None:
-    folder = artifact.path.absolute().parent
-    if folder.name != FOLDER or not (folder.parent / META).is_file():
-        return  # moved out of its run
-    if Checkpoint.open(folder.parent).meta.weights_sha256 != artifact.source_weights_sha256:
-        raise ArtifactError(
-            f"{artifact.path} was exported from other weights than its run holds now: {AGAIN}"
-        )
+    files = artifact.files or {artifact.path.name: artifact.sha256}
+    if combined_digest(files) != artifact.sha256 or artifact.path.name not in files:
+        raise ArtifactError(f"the manifest of {artifact.path} was changed or damaged: {AGAIN}")
+    for name, promised in files.items():
+        path = artifact.path.with_name(name)
+        if not path.is_file():
+            raise ArtifactError(f"{artifact.path} lacks {name} beside it: {AGAIN}")
+        found = sha256_file(path)
+        if found != promised:
+            raise ArtifactError(
+                f"{path} has SHA-256 {found[:12]}..., but its manifest promises "
+                f"{promised[:12]}...: it was changed or damaged; {AGAIN}"
+            )

@@ -4,108 +4,33 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from export import (
-    PLANNED,
-    PRECISIONS,
-    TARGETS,
-    check_precision,
-    check_target,
-    export_model,
-    load_target,
-)
+from export import check_precision, check_target, check_written, load_target, target_of
+from export.flags import eval_parser, export_parser
 from zoo import command
-from zoo.errors import ZooError
+from zoo.errors import ArtifactError, ZooError
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
+    from export.proof import Reference
+    from export.target import ExportTarget
+    from zoo.checkpoint import Checkpoint, RunMeta
     from zoo.data import Dataset
-
-ARTIFACT_SUFFIXES = (".onnx",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-export`."""
-    args = _export_parser().parse_args(argv)
+    args = export_parser().parse_args(argv)
     return command.run("zoo-export", lambda: _export(args))
 
 
 def main_eval(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-eval`."""
-    args = _eval_parser().parse_args(argv)
+    args = eval_parser().parse_args(argv)
     return command.run("zoo-eval", lambda: _evaluate(args))
-
-
-def _export_parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
-        "zoo-export",
-        "Write a trained model in formats that other runtimes execute. Each file is compared with "
-        "the model on test images and evaluated on the whole test split before it is kept.",
-    )
-    _add_path(parser, "RUN", "run folder; without one, the newest complete run")
-    parser.add_argument(
-        "--to",
-        type=command.names,
-        default="onnx",
-        metavar="TARGETS",
-        help=f"formats with commas between: {', '.join(TARGETS)} "
-        f"({', '.join(PLANNED)} in later versions)",
-    )
-    parser.add_argument(
-        "--precision",
-        type=command.names,
-        default="fp32",
-        metavar="NAMES",
-        help=f"number formats with commas between: {', '.join(PRECISIONS)}",
-    )
-    _add_common(parser)
-    return parser
-
-
-def _eval_parser() -> argparse.ArgumentParser:
-    parser = command.Parser(
-        "zoo-eval",
-        "Measure the accuracy of a run or of one exported file on the test split: top-1 and top-5, "
-        "by class and by superclass.",
-    )
-    _add_path(parser, "PATH", "run folder or exported file; without one, the newest complete run")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--batch", type=command.positive_int, default=256, metavar="N", help="images in one call"
-    )
-    _add_common(parser)
-    return parser
-
-
-def _add_path(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    parser.add_argument("path", nargs="?", type=Path, metavar=metavar, help=text)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="where the newest run is sought",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where the run's data set lies; else ZOO_DATA",
-    )
-    parser.add_argument(
-        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
-    )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="of a run of package.module:function: repeat its name to have the module imported",
-    )
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -113,55 +38,171 @@ def _export(args: argparse.Namespace) -> int:
         check_target(name)
     for name in args.precision:
         check_precision(name)
+    if args.preprocess and "onnx" not in args.to:
+        raise ZooError("--preprocess is for .onnx files: add onnx to --to")
+    return _prove(args) if args.prove else _write(args)
 
-    from zoo.checkpoint import Checkpoint
+
+def _write(args: argparse.Namespace) -> int:
+    """Write every file of every run; one that fails does not stop the others."""
+    from export.calibrate import check_method
+    from export.onnx_session import check_provider
+    from export.proof import Reference
+    from export.to_onnx import check_opset
     from zoo.doctor import require_kernels
 
-    run = Checkpoint.open(_path(args))
-    run.require_consent(args.model)
-    require_kernels(args.device)
-    targets, codes = [], []
-    for target in args.to:
+    check_opset(args.opset)
+    check_method(args.int8_method)
+    if args.provider is not None:
+        check_provider(args.provider, args.device)
+    codes = []
+    jobs: list[tuple[ExportTarget, str]] = []
+    for name, precision in itertools.product(args.to, args.precision):
         try:
-            load_target(target)
-            targets.append(target)
+            target = load_target(name)
+            check_written(target, precision)
+            jobs.append((target, precision))
         except ZooError as error:
             codes.append(_report(error))
-    data = _dataset(run.meta.dataset.name, args) if targets else None
-    for target, precision in itertools.product(targets, args.precision):
-        assert data is not None
-        _say(f"exporting {run.path} to {target} {precision}")
+    if not jobs:
+        return codes[0]
+    runs = _runs(args)
+    require_kernels(args.device)
+    for run in runs:
         try:
-            artifact = export_model(
-                run,
-                target=target,
-                precision=precision,
-                data=data,
+            data = _dataset(run.meta.dataset.name, args)
+            reference = Reference(run, data, allow=_consent(run, args))
+        except (ZooError, OSError) as error:
+            codes.append(_report(error))
+            continue
+        for target, precision in jobs:
+            for raw in (False, True) if args.preprocess and target.name == "onnx" else (False,):
+                try:
+                    _write_one(reference, target, precision, args, raw=raw)
+                except (ZooError, OSError) as error:
+                    codes.append(_report(error))
+    return codes[0] if codes else 0
+
+
+def _write_one(
+    reference: "Reference",
+    target: "ExportTarget",
+    precision: str,
+    args: argparse.Namespace,
+    *,
+    raw: bool,
+) -> None:
+    from export.target import ExportOptions
+    from export.write import write_artifact
+
+    label = f"{target.name}{'-raw' if raw else ''} {precision}"
+    _say(f"exporting {reference.run.path} to {label}")
+    artifact = write_artifact(
+        reference,
+        target,
+        precision=precision,
+        options=ExportOptions(
+            device=args.device,
+            opset=args.opset,
+            int8_method=args.int8_method,
+            int8_images=args.int8_images,
+            int8_max_drop=args.int8_max_drop,
+            trt_flavor=args.trt_flavor,
+            trt_workspace_mib=args.trt_workspace,
+            trt_timing_cache=args.trt_timing_cache,
+            trt_version_compatible=args.trt_version_compatible,
+            trt_hardware_compatible=args.trt_hardware_compatible,
+        ),
+        provider=args.provider if target.name == "onnx" else None,
+        raw=raw,
+    )
+    if "layers" in artifact.facts:
+        _say(f"{label}: {artifact.facts['layers']}")
+    if "int8" in artifact.facts:
+        _say(f"{label}: {_quantised(artifact.facts['int8'])}")
+    _say(_summary(artifact))
+    print(artifact.path, flush=True)
+
+
+def _prove(args: argparse.Namespace) -> int:
+    """Prove files that are named, and those of runs whose proof is pending."""
+    from export.artifact import find_artifact, find_artifacts
+    from export.opening import run_of
+    from export.proof import Reference
+    from export.write import prove_artifact
+    from zoo.doctor import require_kernels
+
+    files = [path for path in args.paths if target_of(path) is not None]
+    artifacts = [find_artifact(path) for path in files]
+    for run in _runs(args, left_out=files):
+        artifacts += [one for one in find_artifacts(run.path) if one.pending is not None]
+    if not artifacts:
+        _say("no proof is pending")
+    require_kernels(args.device)
+    codes = []
+    references: dict[Path, Reference] = {}
+    for artifact in artifacts:
+        try:
+            source = run_of(artifact.path)
+            if source is None:
+                raise ArtifactError(f"{artifact.path} can only be proven inside its run: move it")
+            if source.path not in references:
+                data = _dataset(artifact.dataset.name, args)
+                references[source.path] = Reference(source, data, allow=_consent(source, args))
+            proven = prove_artifact(
+                artifact,
+                references[source.path],
+                load_target(artifact.target),
                 device=args.device,
-                allow=args.model,
+                provider=args.provider if artifact.target == "onnx" else None,
             )
         except (ZooError, OSError) as error:
             codes.append(_report(error))
             continue
-        _say(_summary(artifact))
-        print(artifact.path, flush=True)
+        _say(_summary(proven))
+        print(proven.path, flush=True)
     return codes[0] if codes else 0
 
 
+def _runs(args: argparse.Namespace, left_out: Sequence[Path] = ()) -> list["Checkpoint"]:
+    """The runs that were named; without any, all of a folder or the newest."""
+    from zoo.checkpoint import Checkpoint, complete_runs, newest_run
+
+    runs = [Checkpoint.open(path) for path in args.paths if path not in left_out]
+    for run in runs:
+        run.require_consent(args.model)
+    if args.all is not None:
+        named = {run.path.resolve() for run in runs}
+        folder = args.runs if args.all is True else Path(args.all)
+        runs += [run for run in complete_runs(folder) if run.path.resolve() not in named]
+    elif not args.paths:
+        runs = [Checkpoint.open(newest_run(args.runs))]
+        runs[0].require_consent(args.model)
+    return runs
+
+
+def _consent(run: "Checkpoint", args: argparse.Namespace) -> str | None:
+    """What --model allows; with --all it is for the runs that hold that model."""
+    allow: str | None = args.model
+    return None if args.all is not None and allow != run.meta.model else allow
+
+
 def _evaluate(args: argparse.Namespace) -> None:
-    from export.artifact import find_artifact, open_artifact
+    from export.opening import open_artifact
     from export.scores import evaluate_scores, table
     from export.write import check_dataset
-    from zoo.checkpoint import Checkpoint
+    from zoo.checkpoint import Checkpoint, newest_run
     from zoo.doctor import require_kernels
     from zoo.session import open_eager
 
-    path = _path(args)
-    is_artifact = path.is_file() or path.suffix in ARTIFACT_SUFFIXES
-    source = find_artifact(path) if is_artifact else Checkpoint.open(path).meta
+    path: Path = args.path or newest_run(args.runs)
+    is_artifact = path.is_file() or target_of(path) is not None
+    source = _source(path, trust=args.trust) if is_artifact else Checkpoint.open(path).meta
     require_kernels(args.device)
     if is_artifact:
-        session = open_artifact(str(path), args.device)
+        session = open_artifact(str(path), args.device, trust=args.trust, provider=args.provider)
+    elif args.provider is not None:
+        raise ZooError("--provider is for .onnx files: leave it out for a run")
     else:
         session = open_eager(str(path), args.device, allow=args.model)
     data = _dataset(source.dataset.name, args)
@@ -177,11 +218,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(result.to_json(), indent=1) if args.json else table(result))
 
 
-def _path(args: argparse.Namespace) -> Path:
-    from zoo.checkpoint import newest_run
+def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":
+    """What says which images a file takes: its manifest or, for one that is trusted, its run."""
+    from export.artifact import find_artifact
+    from export.opening import run_of
 
-    given: Path | None = args.path
-    return given or newest_run(args.runs)
+    try:
+        return find_artifact(path)
+    except ArtifactError:
+        run = run_of(path) if trust else None
+        if run is None:
+            raise
+        return run.meta
 
 
 def _dataset(name: str, args: argparse.Namespace) -> "Dataset":
@@ -193,12 +241,38 @@ def _dataset(name: str, args: argparse.Namespace) -> "Dataset":
 
 
 def _summary(artifact: "Artifact") -> str:
-    parity, accuracy = artifact.parity, artifact.accuracy
+    label = f"{artifact.backend} {artifact.precision}"
+    what = "probability" if artifact.is_raw else "logit"
+    parity, accuracy = artifact.parity or artifact.proxy_parity, artifact.accuracy
+    agreement = parity and (
+        f"agrees with eager: largest error of a {what} {parity.max_abs_error:.1e} "
+        + (f"(allowed {parity.limit:.1e})" if parity.limit else "(not held against it)")
+        + f", same class for {parity.top1_agreement:.1%} of {parity.images} images"
+    )
+    if artifact.pending is not None:
+        proxy = f"; the graph that it was built from {agreement}" if agreement else ""
+        return f"{label}: proof pending: {artifact.pending}{proxy}"
+    assert accuracy is not None
+    text = (
+        f"{label} {agreement}; top-1 {accuracy.top1:.2%}, top-5 {accuracy.top5:.2%} "
+        f"on {accuracy.images} test images"
+    )
+    beside = artifact.comparison
+    if beside is None:
+        return text
+    weight = "" if beside.is_gate else ", too few images to decide"
+    return f"{text} (eager top-1 {beside.eager_top1:.2%}, McNemar p = {beside.p_value:.2g}{weight})"
+
+
+def _quantised(facts: Mapping[str, Any]) -> str:
+    kept = facts["kept_float"]
+    rest = f"; in float: {', '.join(kept)}" if kept else ""
+    seen = "" if facts["validation_is_held_out"] else ", which training has seen"
     return (
-        f"{artifact.target} {artifact.precision} agrees with eager: largest error of a logit "
-        f"{parity.max_abs_error:.1e} (allowed {parity.limit:.1e}), same class for "
-        f"{parity.top1_agreement:.1%} of {parity.images} images; "
-        f"top-1 {accuracy.top1:.2%}, top-5 {accuracy.top5:.2%} on {accuracy.images} test images"
+        f"{facts['layers'] - len(kept)} of {facts['layers']} layers in int8 ({facts['method']}, "
+        f"{facts['calibration_images']} images); top-1 {facts['validation_top1']:.2%} where eager "
+        f"has {facts['validation_top1_eager']:.2%} on {facts['validation_images']} validation "
+        f"images{seen}{rest}"
     )
 
 

@@ -18,25 +18,33 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
-    """Agreement of two sets of logits on the same images."""
+    """Agreement of two sets of logits, or of probabilities, on the same images."""
 
     images: int
     max_abs_error: float  # of a logit; NaN where either side has a NaN or an infinity
     mean_abs_error: float
+    mean_kl: float | None = None  # divergence from the reference in nats; None in older ones
     top1_agreement: float  # share of images with the same first guess, in [0, 1]
     worst_image: int  # row with the largest error, or the first without finite logits
-    tolerance: float  # the target's: a share of the largest reference logit
-    limit: float  # what max_abs_error was held against
+    tolerance: float | None  # the target's: a share of the largest reference logit
+    limit: float | None  # what max_abs_error was held against; None: it was only measured
     passed: bool
 
 
-def compare(reference: Tensor, candidate: Tensor, *, tolerance: float) -> Parity:
+def compare(
+    reference: Tensor,
+    candidate: Tensor,
+    *,
+    tolerance: float | None,
+    are_probabilities: bool = False,
+) -> Parity:
     """Hold `candidate` against `reference`.
 
     The error passes up to `tolerance * max(1, largest absolute reference logit)`: float rounding
     grows with the numbers it rounds, and an untrained network may have logits of any size. Where it
     passes, every image whose two best reference logits lie further apart than twice that limit
-    keeps its class. NaN and infinity never pass, on either side.
+    keeps its class. Without a tolerance every finite error passes. NaN and infinity never do, on
+    either side.
 
     Shapes:
         (N, K), (N, K) -> scalars.
@@ -53,18 +61,19 @@ def compare(reference: Tensor, candidate: Tensor, *, tolerance: float) -> Parity
     errors = (expected - found).abs()  # (N, K)
     same = expected.argmax(1) == found.argmax(1)
     bad = ~errors.isfinite().all(1)  # (N,)
-    limit = tolerance * max(1.0, expected.abs().max().item())
+    limit = None if tolerance is None else tolerance * max(1.0, expected.abs().max().item())
     largest = float("nan") if bad.any() else errors.max().item()
     worst = bad.int() if bad.any() else errors.amax(1)
     return Parity(
         images=len(expected),
         max_abs_error=largest,
         mean_abs_error=errors.mean().item(),
+        mean_kl=_mean_kl(expected, found, are_probabilities=are_probabilities),
         top1_agreement=(same & ~bad).sum().item() / len(expected),
         worst_image=int(worst.argmax()),
         tolerance=tolerance,
         limit=limit,
-        passed=largest <= limit,  # False for NaN
+        passed=not bad.any() if limit is None else largest <= limit,  # False for NaN
     )
 
 
@@ -85,6 +94,16 @@ def batched_logits(
         parts.append(session.run(batch.to(session.device)).float().cpu())
         start += size
     return torch.cat(parts)
+
+
+def _mean_kl(expected: Tensor, found: Tensor, *, are_probabilities: bool) -> float:
+    """Mean over the images of sum p log(p / q), in nats; (N, K), (N, K) in float64 -> scalar."""
+    if are_probabilities:  # rounded to 0 and 1 by a sure network, they still have a logarithm
+        tiny = torch.finfo(torch.float32).tiny
+        p, q = expected.clamp_min(tiny).log(), found.clamp_min(tiny).log()
+    else:
+        p, q = expected.log_softmax(1), found.log_softmax(1)
+    return (p.exp() * (p - q)).sum(1).mean().item()
 
 
 def _sizes(count: int) -> list[int]:

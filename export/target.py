@@ -1,16 +1,48 @@
 """What a format has to offer: write a model, open the file, name its tolerance."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from zoo.errors import MissingPackageError
 from zoo.session import InferenceSession
 
+if TYPE_CHECKING:
+    import onnx
+
+    from export.calibrate import Calibration
+
 MAX_BATCH = 4096  # images; the upper end of the dynamic batch of every target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tolerance:
+    """How far an artifact of one precision may stray from eager."""
+
+    logits: float | None  # error of a logit as a share of the largest; None: reported, not held
+    max_drop: float | None = None  # of top-1 on the test split, in [0, 1]; None: logits say it all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What a writer may be told; a target reads the fields that concern it."""
+
+    device: str = "cpu"  # what the file is made for: cpu, cuda or cuda:N
+    opset: int | None = None  # of the ONNX graph; None: the target's own
+    opt_batch: int = 256  # images; the batch an engine is tuned for
+    int8_method: str = "minmax"  # a key of export.ranges.METHODS
+    int8_images: int = 512  # training images to find ranges from
+    int8_max_drop: float = 0.005  # of top-1 on the validation split, in [0, 1]
+    calibration: "Calibration | None" = None  # made of the three by whoever knows the run
+    trt_flavor: str | None = None  # "tensorrt" or "rtx"; None: what is installed
+    trt_workspace_mib: int | None = None  # None: all that the device has
+    trt_timing_cache: Path | None = None
+    trt_version_compatible: bool = False
+    trt_hardware_compatible: bool = False
 
 
 class ExportTarget(Protocol):
@@ -27,11 +59,8 @@ class ExportTarget(Protocol):
         ...
 
     @property
-    def tolerance(self) -> Mapping[str, float]:
-        """By precision: allowed error of a logit as a share of the largest (see `parity.compare`).
-
-        Its keys are the precisions that the target writes.
-        """
+    def tolerance(self) -> Mapping[str, Tolerance]:
+        """By precision; its keys are the precisions that the target writes."""
         ...
 
     def export(
@@ -42,8 +71,12 @@ class ExportTarget(Protocol):
         *,
         precision: str,
         metadata: Mapping[str, str],
-    ) -> None:
-        """Write `model` to `path` with a free batch axis.
+        options: ExportOptions,
+    ) -> Mapping[str, Any] | None:
+        """Write `model` to `path` with a free batch axis; return facts for the manifest, if any.
+
+        `path` lies in a folder of its own. Whatever is left in it, such as the weights of an .xml,
+        belongs to the artifact and has to have its name, but for the suffix.
 
         Shapes:
             example: (B, 3, H, W) with B of 2 or more; a batch of 1 would become a constant.
@@ -54,8 +87,30 @@ class ExportTarget(Protocol):
         """Run what `export` wrote."""
         ...
 
+    def pending(self, path: Path, *, device: str) -> str | None:
+        """Why this machine cannot run what was just written, in one line; None: it can."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Of the packages that write and run the format."""
+        ...
+
+
+@runtime_checkable
+class HasProxy(Protocol):
+    """A target whose files may be written where they do not run."""
+
+    def proxy(self, path: Path) -> InferenceSession:
+        """Run the graph that the file at `path`, just written, was built from."""
+        ...
+
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """A target that shows what it computes as ONNX, with the names that torch's exporter gave."""
+
+    def graph(self, path: Path) -> "onnx.ModelProto":
+        """The graph that the file at `path`, just written, holds or was built from."""
         ...
 
 

@@ -2,83 +2,162 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from export.artifact import Artifact, artifact_path, manifest_path
-from export.parity import IMAGES, Parity, batched_logits, compare
-from export.target import ExportTarget
+from export.artifact import (
+    Artifact,
+    artifact_path,
+    check_digest,
+    combined_digest,
+    file_digests,
+    manifest_path,
+)
+from export.opening import open_artifact
+from export.proof import Proof, Reference, Unproven, prove, prove_parity
+from export.raw import LAYOUT, OUTPUT, Bytes, RawModel
+from export.target import ExportOptions, ExportTarget, HasGraph, HasProxy
 from zoo import __version__
 from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
 from zoo.environment import capture
-from zoo.errors import DataError, MachineError
-from zoo.evaluate import evaluate
-from zoo.files import atomic_file, sha256_file
-from zoo.session import EagerSession
+from zoo.errors import DataError, MachineError, ZooError, first_line
+from zoo.files import atomic_files, write_json
+from zoo.session import InferenceSession
 
 INPUT_LAYOUT = "NCHW float32 normalised"
 
 
 def write_artifact(
-    run: Checkpoint,
+    reference: Reference,
     target: ExportTarget,
     *,
     precision: str,
-    data: Dataset,
-    device: str,
-    allow: str | None = None,
+    options: ExportOptions,
+    provider: str | None = None,
+    raw: bool = False,
 ) -> Artifact:
     """Write a run's model as `target` and prove it on the test split.
 
-    `allow` is that of `Checkpoint.model`.
-
-    The file and its manifest are complete under temporary names before either replaces an older
-    one, the manifest last.
+    With `raw`, from bytes to probabilities. The file and its manifest are complete under temporary
+    names before either replaces an older one, the manifest last.
 
     Raises:
-        DataError: `data` is not what the run was trained on.
-        MachineError: the file does not compute what the model computes.
+        MachineError: the file does not compute what the model computes; none was kept.
     """
-    info, preprocessing = run.meta.dataset, run.meta.input_preprocessing
-    check_dataset(run.path, info, data)
-    model = run.model(allow=allow)
-    stored = data.test.images[:IMAGES]
-    reference = _reference(run, batched_logits(EagerSession(model), stored, preprocessing))
-    path = artifact_path(run.path, target.name, precision, target.suffix)
-    with atomic_file(manifest_path(path)) as manifest, atomic_file(path) as part:
-        example = preprocessing.to_batch(stored[:2]).contiguous()
-        target.export(model, example, part, precision=precision, metadata=_metadata(run, precision))
-        session = target.open(part, device=device)
-        parity = compare(
-            reference,
-            batched_logits(session, stored, preprocessing),
-            tolerance=target.tolerance[precision],
+    run, preprocessing = reference.run, reference.preprocessing
+    check_dataset(run.path, run.meta.dataset, reference.data)
+    model: nn.Module = reference.model
+    if precision == "int8":
+        options = replace(options, calibration=reference.calibration(options))
+    if raw:
+        reference, model = reference.raw(), RawModel(model, preprocessing)
+    _ = reference.logits  # weights that are of no use are found before minutes of writing
+    path = artifact_path(run.path, target.name, precision, target.suffix, raw=raw)
+    tolerance, manifest = target.tolerance[precision], manifest_path(path)
+    metadata = _metadata(run, precision, raw=raw)
+    with atomic_files(path, last=manifest) as part:
+        facts = target.export(
+            model,
+            _images(reference, slice(2), raw=raw),
+            part,
+            precision=precision,
+            metadata=metadata,
+            options=options,
         )
-        if not parity.passed:
-            raise MachineError(f"{path}: {_failure(parity)}: it was not written")
+        pending = target.pending(part, device=options.device)
+        proof, session, proxy_parity = None, None, None
+        try:
+            if pending is None:
+                session = _open(target, part, options.device, provider)
+                proof = prove(session, reference, tolerance)
+            elif isinstance(target, HasProxy):
+                proxy_parity = prove_parity(target.proxy(part), reference, tolerance)
+        except Unproven as error:
+            image = _images(reference, slice(error.worst_image, error.worst_image + 1), raw=raw)
+            layer = _blamed(
+                model,
+                target,
+                part,
+                image,
+                tolerance.logits,
+                precision=precision,
+                metadata=metadata,
+                options=options,
+            )
+            raise MachineError(f"{path}: {error}{layer}: it was not written") from None
+        parts = [file for file in part.parent.iterdir() if file.is_file()]
+        digests = file_digests(parts)
         artifact = Artifact(
             path=path,
             target=target.name,
             precision=precision,
-            sha256=sha256_file(part),
-            size_bytes=part.stat().st_size,
+            sha256=combined_digest(digests),
+            size_bytes=sum(file.stat().st_size for file in parts),
+            files=digests,
+            facts=facts or {},
             model=run.meta.model,
             source_weights_sha256=run.meta.weights_sha256,
             recipe_sha256=_recipe_sha256(run),
-            dataset=info,
-            parity=parity,
-            accuracy=evaluate(session, data.test.images, data.test.fine, preprocessing),
+            dataset=run.meta.dataset,
+            **_proven(proof, session),
+            pending=pending,
+            proxy_parity=proxy_parity,
             versions={"cifar-zoo": __version__, **target.versions()},
-            environment=capture(device).to_json(),
+            environment=capture(options.device).to_json(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             preprocessing=preprocessing,
+            is_raw=raw,
         )
-        manifest.write_text(json.dumps(artifact.to_json(), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(artifact.to_json(), indent=1, allow_nan=False) + "\n"
+        part.with_name(manifest.name).write_text(text)
     return artifact
+
+
+def prove_artifact(
+    artifact: Artifact,
+    reference: Reference,
+    target: ExportTarget,
+    *,
+    device: str,
+    provider: str | None = None,
+) -> Artifact:
+    """Prove an artifact on this machine, and say so in its manifest.
+
+    Raises:
+        ArtifactError: the file is not the one that its manifest describes.
+        MachineError: it does not run here, or does not compute what the model computes; then the
+            manifest says that, and the artifact stays out of every table.
+    """
+    check_dataset(artifact.path, artifact.dataset, reference.data)
+    check_digest(artifact)
+    reason = target.pending(artifact.path, device=device)
+    if reason is not None:
+        raise MachineError(f"{artifact.path} cannot be proven here: {reason}")
+    if artifact.is_raw:
+        reference = reference.raw()
+    session = open_artifact(str(artifact.path), device, provider=provider)
+    manifest = manifest_path(artifact.path)
+    try:
+        proof = prove(session, reference, target.tolerance[artifact.precision])
+    except Unproven as error:
+        refuted = replace(artifact, pending=f"not the model on {session.runtime}: {error}")
+        write_json(manifest, refuted.to_json())
+        raise MachineError(f"{artifact.path}: {error}: its manifest says so now") from None
+    proven = replace(
+        artifact,
+        **_proven(proof, session),
+        pending=None,
+        proven_in=capture(device).to_json(),
+        schema=max(artifact.schema, 2),
+    )
+    write_json(manifest, proven.to_json())
+    return proven
 
 
 def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
@@ -94,30 +173,78 @@ def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
         )
 
 
-def _reference(run: Checkpoint, logits: Tensor) -> Tensor:
-    bad = ~logits.isfinite().all(1)
-    if bad.any():
-        raise MachineError(
-            f"the weights of {run.path} are of no use: eager gives NaN or infinite logits for "
-            f"test image {int(bad.int().argmax())}; nothing was written"
-        )
-    return logits
+def _open(target: ExportTarget, part: Path, device: str, provider: str | None) -> InferenceSession:
+    if provider is None:
+        return target.open(part, device=device)
+    from export.to_onnx import OnnxTarget
+
+    assert isinstance(target, OnnxTarget)  # refused before for all others
+    return target.open(part, device=device, provider=provider)
 
 
-def _failure(parity: Parity) -> str:
+def _proven(proof: Proof | None, session: InferenceSession | None) -> dict[str, Any]:
+    return {
+        "parity": proof.parity if proof else None,
+        "accuracy": proof.accuracy if proof else None,
+        "comparison": proof.comparison if proof else None,
+        "proven_by": session.runtime if session else None,
+    }
+
+
+def _images(reference: Reference, rows: slice, *, raw: bool) -> Tensor:
+    """Test images as the file takes them."""
+    preprocessing = reference.preprocessing
+    images = preprocessing.to_batch(reference.data.test.images[rows]).contiguous()
+    return Bytes(preprocessing.mean, preprocessing.std).restore(images) if raw else images
+
+
+def _blamed(
+    model: nn.Module,
+    target: ExportTarget,
+    part: Path,
+    image: Tensor,
+    tolerance: float | None,
+    *,
+    precision: str,
+    metadata: Mapping[str, str],
+    options: ExportOptions,
+) -> str:
+    """The first layer that is off, as words to add to what went wrong."""
+    if tolerance is None:
+        return ""
+    from export.bisect import bisected
+    from export.blame import first_stray
+
+    try:
+        if isinstance(target, HasGraph):
+            stray = first_stray(model, target.graph(part), image, tolerance)
+        else:
+            stray = bisected(
+                model,
+                target,
+                image,
+                tolerance=tolerance,
+                precision=precision,
+                metadata=metadata,
+                options=options,
+            )
+    except (ZooError, RuntimeError) as error:  # it only explains another failure
+        return f"; which layer is off was not found ({first_line(error)})"
+    if stray is None:
+        return "; no layer alone is off on that image"
     return (
-        f"parity with eager failed: a logit of test image {parity.worst_image} is off by "
-        f"{parity.max_abs_error:.2g} where {parity.limit:.2g} is allowed, and "
-        f"{parity.top1_agreement:.1%} of {parity.images} images keep their class"
+        f"; the first layer that is off is {stray.module} (by {stray.max_abs_error:.2g} where "
+        f"{stray.limit:.2g} is allowed)"
     )
 
 
-def _metadata(run: Checkpoint, precision: str) -> dict[str, str]:
+def _metadata(run: Checkpoint, precision: str, *, raw: bool) -> Mapping[str, str]:
     info, preprocessing = run.meta.dataset, run.meta.input_preprocessing
     return {
         "model": run.meta.model,
         "precision": precision,
-        "input_layout": INPUT_LAYOUT,
+        "input_layout": LAYOUT if raw else INPUT_LAYOUT,
+        **({"output": OUTPUT} if raw else {}),
         **{key: _text(value) for key, value in asdict(preprocessing).items()},
         "class_names": json.dumps(info.class_names),
         "dataset": info.name,

@@ -4,6 +4,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 RUNS, RESULTS = Path("runs"), Path("bench_results")
 TORCH_BACKENDS = ("eager", "compile")
+ONNX_ON_TENSORRT = "onnx-tensorrt"  # measured only where --backend names it
 IMAGE_SIZE = 32
 
 
@@ -140,6 +142,13 @@ def report_parser() -> command.Parser:
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="write the tables to this Markdown file too"
     )
+    parser.add_argument(
+        "--import",
+        dest="evidence",
+        type=Path,
+        metavar="DIR",
+        help="instead, merge what make gpu wrote on another machine into this clone of cifar-zoo",
+    )
     return parser
 
 
@@ -175,7 +184,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _known_backends() -> tuple[str, ...]:
     from export import TARGETS
 
-    return (*TORCH_BACKENDS, *TARGETS)
+    return (*TORCH_BACKENDS, *TARGETS, "onnx-raw", ONNX_ON_TENSORRT)
 
 
 def _check_writable(folder: Path) -> None:
@@ -252,11 +261,14 @@ def _run_of(path: Path) -> Path | None:
 
 
 def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
+    from export import target_of
     from profiling.runs import onnx_subject
 
     run = _run_of(path)
+    if run is None and path.is_file() and target_of(path) not in (None, "onnx"):
+        raise ZooError(f"{path} lies in no run: only .onnx files are measured alone")
     if run is None and (path.is_file() or path.suffix == ".onnx"):
-        subjects = [onnx_subject(path, opener="export.artifact:open_foreign")]
+        subjects = [onnx_subject(path, opener="export.opening:open_foreign")]
     else:
         subjects = _run_subjects(run or path, args)
         if path.is_file():
@@ -284,12 +296,28 @@ def _run_subjects(run: Path, args: argparse.Namespace) -> list["Subject"]:
     model = Checkpoint.open(run).meta.model
     named = args.model or ()
     allow = model if model in named else next(iter(named), None)
-    return run_subjects(
+    subjects = run_subjects(
         run,
         artifacts=find_artifacts(run),
         device=args.device,
         allow=None if args.all and allow != model else allow,
     )
+    if ONNX_ON_TENSORRT not in (args.backend or ()):
+        return subjects
+    opener = "export.opening:open_on_tensorrt"
+    return subjects + [
+        replace(
+            subject,
+            backend=ONNX_ON_TENSORRT,
+            opener=opener,
+            top1=None,  # its accuracy is another runtime's
+            top5=None,
+            accuracy_images=None,
+            is_unevaluated=True,
+        )
+        for subject in subjects
+        if subject.backend == "onnx"
+    ]
 
 
 def _measure(subjects: Sequence["Subject"], args: argparse.Namespace) -> list["Measurement"]:
@@ -339,6 +367,8 @@ def _print(records: Sequence["Measurement"]) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    if args.evidence is not None:
+        return _import(args)
     from profiling.record import read_records
 
     folders = args.folders or [folder for folder in (RUNS, RESULTS) if folder.is_dir()]
@@ -352,6 +382,13 @@ def _report(args: argparse.Namespace) -> int:
     print(report.markdown)
     print(report.page)
     return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from profiling.evidence_import import merge_here
+    from training.curves import draw_curves
+
+    return merge_here(args.evidence, others=args.folders, draw=draw_curves)
 
 
 def _say(text: str) -> None:

@@ -32,10 +32,10 @@ class WorkerProcess:
     Its children, such as a compiler's, belong to the same group and end with it.
     """
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, threads: int | None = None, module: str = "profiling.worker") -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
-            (sys.executable, "-P", "-m", "profiling.worker"),
+            (sys.executable, "-P", "-m", module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.cost import Cost
     from zoo.evaluate import Accuracy
 
-ARTIFACT_OPENER = "export.artifact:open_artifact"  # called by the worker; checks the digest
+ARTIFACT_OPENER = "export.opening:open_artifact"  # called by the worker; checks the digest
 CATALOGUE_SIZE = 32  # height and width of the images whose MACs the catalogue promises
 
 
@@ -29,8 +29,8 @@ class ExportedFile(Protocol):
         ...
 
     @property
-    def target(self) -> str:
-        """What it was exported to, such as onnx."""
+    def backend(self) -> str:
+        """What it was exported to, such as onnx, or onnx-raw where it takes bytes."""
         ...
 
     @property
@@ -49,8 +49,13 @@ class ExportedFile(Protocol):
         ...
 
     @property
-    def accuracy(self) -> "Accuracy":
-        """Of this very file, on the test split."""
+    def accuracy(self) -> "Accuracy | None":
+        """Of this very file, on the test split; None while its proof is pending."""
+        ...
+
+    @property
+    def pending(self) -> str | None:
+        """Why it is not proven to be the model."""
         ...
 
 
@@ -117,19 +122,22 @@ def run_subjects(
 
 
 def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
+    accuracy = artifact.accuracy
+    reason = f"its proof is pending: {artifact.pending} (zoo-export --prove {artifact.path})"
     return replace(
         eager,
-        backend=artifact.target,
+        backend=artifact.backend,
         precision=artifact.precision,
         opener=ARTIFACT_OPENER,
         path=str(artifact.path),
         allow=None,
         artifact_sha256=artifact.sha256,
         file_bytes=artifact.size_bytes,
-        top1=artifact.accuracy.top1,
-        top5=artifact.accuracy.top5,
-        accuracy_images=artifact.accuracy.images,
+        top1=accuracy.top1 if accuracy else None,
+        top5=accuracy.top5 if accuracy else None,
+        accuracy_images=accuracy.images if accuracy else None,
         is_unevaluated=False,
+        unavailable=reason if artifact.pending else None,
     )
 
 

@@ -70,7 +70,9 @@ class Worker:
         self, batch: int, image_shape: list[int], stored: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Make the images of this batch size, run them once and describe the logits."""
-        self._images = _images(batch, image_shape, stored, self._device)
+        images = _images(batch, image_shape, stored, self._device)
+        feed = getattr(self._session, "feed", None)  # of a file that takes bytes in their place
+        self._images = feed(images) if feed else images
         call_ms, logits = latency.time_first_call(self._session, self._images)
         self._memory.reset()
         return {
@@ -146,7 +148,7 @@ def _preprocessing(stored: dict[str, Any]) -> "Preprocessing":
     return from_plain(Preprocessing, stored["preprocessing"])
 
 
-def _answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+def _answer(worker: object, request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = getattr(worker, request.pop("do"))(**request)
     except ZooError as error:
@@ -169,14 +171,13 @@ def _private_pipes() -> tuple[TextIO, TextIO]:
     return requests, answers
 
 
-def main() -> None:
-    """Serve until stdin closes, which is also how the death of the parent looks."""
+def serve(worker: object) -> None:
+    """Let `worker` answer until stdin closes, which is also how the death of the parent looks."""
     requests, answers = _private_pipes()
-    worker = Worker()
     for line in requests:
         answer = _answer(worker, json.loads(line))
         print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker())

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "google": "protobuf",
     "tensorrt_bindings": "tensorrt-cu12-bindings",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
+    "triton": "torch",  # which brings the version that fits it
 }
 
 

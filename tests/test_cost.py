@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from export import load_target
+from export.target import ExportOptions
 from profiling.onnx_cost import cost_of_onnx, read_onnx
 from zoo.cost import Cost, cost_of_model
 from zoo.errors import ZooError
@@ -122,7 +123,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(module, nn.BatchNorm2d):  # the exporter drops a bias of zeros
             nn.init.uniform_(module.bias)
     metadata = {"cifar_zoo_version": "0"}
-    load_target("onnx").export(model, example, path, precision="fp32", metadata=metadata)
+    load_target("onnx").export(
+        model, example, path, precision="fp32", metadata=metadata, options=ExportOptions()
+    )
     return path
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_run import sample_run, stored
+from export_helpers import teach
+from sample_run import sample_run
 
 from export import export_model
-from export.artifact import Artifact, open_artifact
+from export.artifact import Artifact
 from export.cli import main_eval
+from export.opening import open_artifact
 from export.scores import Evaluation, evaluate_scores, table
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, load_dataset
@@ -38,19 +40,6 @@ def artifact(run: Checkpoint, data: Dataset) -> Artifact:
 @pytest.fixture(scope="module")
 def result(run: Checkpoint, data: Dataset) -> Evaluation:
     return evaluate(run, data)
-
-
-def teach(network: torch.nn.Module, data: Dataset) -> None:
-    """Set the last layer to the class means of its input, so that some answers are right."""
-    inputs: list[torch.Tensor] = []
-    network.head.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    with torch.no_grad():
-        network(stored(data.train.images[:2000], data))
-        labels = torch.from_numpy(data.train.fine[:2000].copy())
-        features = torch.nn.functional.normalize(inputs[0] - inputs[0].mean(0))
-        means = torch.stack([features[labels == k].sum(0) for k in range(data.num_classes)])
-        network.head.weight.copy_(torch.nn.functional.normalize(means))
-        network.head.bias.zero_()
 
 
 def evaluate(run: Checkpoint, data: Dataset, *, batch: int = 256) -> Evaluation:
@@ -265,6 +254,21 @@ def test_other_images_are_refused(
     assert "belongs to cifar100-mini with digest 000000000000..., but" in capsys.readouterr().err
 
 
+def test_trusted_file_is_evaluated_with_the_data_of_its_run(
+    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(artifact.path.parents[1], tmp_path / "run"))
+    path = run / "artifacts" / artifact.path.name
+    path.with_suffix(".json").unlink()
+
+    assert main_eval([str(path), "--trust", "--provider", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == artifact.accuracy.top1
+
+    alone = path.rename(tmp_path / path.name)
+    assert main_eval([str(alone), "--trust"]) == 2  # nothing says which images it takes
+    assert "has no manifest onnx-fp32.json beside it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -275,6 +279,7 @@ def test_other_images_are_refused(
         (["net.onnx"], "there is no artifact net.onnx: write it again with zoo-export"),
         (["foreign.onnx"], "foreign.onnx has no manifest foreign.json beside it"),
         (["."], ". is not a run: it holds no meta.json"),
+        (["net.engine"], "there is no artifact net.engine: write it again with zoo-export"),
     ],
 )
 def test_mistake_is_one_line(

@@ -1,10 +1,13 @@
 """Every variant through compilers and exporters: the full matrix, one program a network."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from batch_norms import batch_norms_after_convolutions, batch_norms_that_stay
 from model_checks import (
     EXAMPLE,
     random_images,
@@ -12,9 +15,15 @@ from model_checks import (
     smallest_of_each_family,
     with_values_everywhere,
 )
+from sample_run import stored
 from torch import nn
 
 from export import load_target
+from export.program import traced
+from export.target import ExportOptions
+from export.to_openvino import read_graph, save_network
+from export.to_torchexport import save_program
+from zoo.data import load_dataset
 from zoo.models import MODELS
 
 pytestmark = pytest.mark.slow
@@ -26,19 +35,58 @@ ALIASES = {
     "improved_resnet20_convnext_no_droppath": "improved_resnet20_convnext",
 }
 NETWORKS = sorted(MODELS.keys() - ALIASES.keys())
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def model(request: pytest.FixtureRequest) -> nn.Module:
-    return with_values_everywhere(seeded(request.param))
+METADATA = {"cifar_zoo_version": "0"}
 
 
 @pytest.fixture(scope="module")
-def program(model: nn.Module) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    return torch.export.export(
-        model, (random_images(EXAMPLE),), dynamic_shapes=({0: batch},), strict=False
+def images() -> torch.Tensor:
+    """Real ones."""
+    data = load_dataset("cifar100-mini")
+    return stored(data.test.images[:32], data)
+
+
+def prepared(name: str, images: torch.Tensor) -> nn.Module:
+    """A variant whose batch norms hold the statistics of these images."""
+    model = with_values_everywhere(seeded(name)).train()
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request: pytest.FixtureRequest, images: torch.Tensor) -> nn.Module:
+    return prepared(request.param, images)
+
+
+@pytest.fixture(scope="module")
+def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(images)
+    return found
+
+
+@pytest.fixture(scope="module")
+def program(model: nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
+    return traced(model, images[:EXAMPLE])
+
+
+@pytest.fixture(scope="module")
+def onnx_file(
+    program: torch.export.ExportedProgram,
+    images: torch.Tensor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    load_target("onnx").export(
+        program,
+        images[:EXAMPLE],
+        path,
+        precision="fp32",
+        metadata=METADATA,
+        options=ExportOptions(),
     )
+    yield path
+    path.unlink()
 
 
 def limit(expected: torch.Tensor) -> float:
@@ -49,58 +97,85 @@ def assert_agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=limit(expected))
 
 
-def test_the_images_matter(model: nn.Module) -> None:
-    """Otherwise two networks of nothing but biases would agree below."""
-    with torch.no_grad():
-        logits = model(random_images(32))
+def assert_file_agrees(target: str, path: Path, images: torch.Tensor, logits: torch.Tensor) -> None:
+    """At three batch sizes, each with other images."""
+    session = load_target(target).open(path, device="cpu")
+    for batch in (1, 5, 26):
+        part = slice(batch // 5, batch // 5 + batch)
+        assert_agrees(session.run(images[part]), logits[part])
 
+
+def test_the_images_matter(logits: torch.Tensor) -> None:
+    """Otherwise two networks of nothing but biases would agree below."""
     assert logits.std(0).max() > 100 * limit(logits)
 
 
-def test_one_graph_under_compile(model: nn.Module) -> None:
+def test_one_graph_under_compile(
+    model: nn.Module, images: torch.Tensor, logits: torch.Tensor
+) -> None:
     torch._dynamo.reset()
-    images = random_images(3)
 
     with torch.no_grad():
-        found = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")(images)
+        found = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")(images[:3])
 
-        assert_agrees(found, model(images))
-
-
-@pytest.mark.parametrize("batch", [1, 5])
-def test_torch_export(program: torch.export.ExportedProgram, model: nn.Module, batch: int) -> None:
-    images = random_images(batch)
-
-    with torch.no_grad():
-        assert_agrees(program.module()(images), model(images))
+    assert_agrees(found, logits[:3])
 
 
-def test_onnx(program: torch.export.ExportedProgram, model: nn.Module, tmp_path: Path) -> None:
-    target, path = load_target("onnx"), tmp_path / "model.onnx"
-    images = random_images(32)
+def test_torchexport(
+    program: torch.export.ExportedProgram,
+    images: torch.Tensor,
+    logits: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.export.pt2"
 
-    target.export(
-        program, images[:EXAMPLE], path, precision="fp32", metadata={"cifar_zoo_version": "0"}
-    )
+    save_program(program, path, METADATA)
 
-    session = target.open(path, device="cpu")
-    with torch.no_grad():
-        expected = model(images)
-    for batch in (1, 5, 26):
-        part = slice(batch // 5, batch // 5 + batch)
-        assert_agrees(session.run(images[part]), expected[part])
+    assert_file_agrees("torchexport", path, images, logits)
+    path.unlink()
+
+
+def test_onnx(
+    onnx_file: Path,
+    program: torch.export.ExportedProgram,
+    images: torch.Tensor,
+    logits: torch.Tensor,
+) -> None:
+    proto = onnx.load(onnx_file)
+
+    found = sum(node.op_type == "BatchNormalization" for node in proto.graph.node)
+    assert found == batch_norms_that_stay(program)
+    assert batch_norms_after_convolutions(proto) == 0
+    assert_file_agrees("onnx", onnx_file, images, logits)
+
+
+def test_openvino(
+    onnx_file: Path, images: torch.Tensor, logits: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.xml"
+
+    save_network(read_graph(onnx_file.read_bytes()), path, precision="fp32", metadata=METADATA)
+
+    assert_file_agrees("openvino", path, images, logits)
+    path.with_suffix(".bin").unlink()
 
 
 @pytest.mark.parametrize("name", smallest_of_each_family())
-def test_inductor(name: str) -> None:
-    model = with_values_everywhere(seeded(name))
-    torch._dynamo.reset()
-    images = random_images(4)
+def test_aoti(name: str, images: torch.Tensor, tmp_path: Path) -> None:
+    """What Inductor makes of each family, in the form that outlives the process."""
+    model, path = prepared(name, images), tmp_path / "model.aoti.pt2"
+
+    load_target("aoti").export(
+        model,
+        images[:EXAMPLE],
+        path,
+        precision="fp32",
+        metadata=METADATA,
+        options=ExportOptions(),
+    )
 
     with torch.no_grad():
-        found = torch.compile(copy.deepcopy(model), fullgraph=True, dynamic=False)(images)
-
-        assert_agrees(found, model(images))
+        assert_file_agrees("aoti", path, images, model(images))
 
 
 @pytest.mark.parametrize("alias", sorted(ALIASES))

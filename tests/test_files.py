@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import CheckpointError, ZooError
-from zoo.files import atomic_file, read_json, sha256_file, write_atomic, write_json
+from zoo.files import atomic_file, atomic_files, read_json, sha256_file, write_atomic, write_json
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
@@ -36,6 +37,38 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_the_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "model.aoti.pt2") as part:
         assert part.name.endswith(".aoti.pt2")
+
+
+def test_files_that_belong_together_are_moved_out_together(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "net.xml", "old")
+
+    with atomic_files(tmp_path / "net.xml", last=tmp_path / "net.json") as part:
+        for suffix in (".xml", ".bin", ".json"):
+            part.with_suffix(suffix).write_text(f"new {suffix}")
+        assert part.name == "net.xml"
+        assert (tmp_path / "net.xml").read_text() == "old"
+
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert found == {
+        name: f"new {Path(name).suffix}" for name in ("net.xml", "net.bin", "net.json")
+    }
+
+
+def fill_the_disk(main: Path, last: Path) -> None:
+    with atomic_files(main, last=last) as part:
+        part.write_text("new")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part.with_suffix(".bin")))
+
+
+def test_files_that_belong_together_stay_as_they_were_if_one_fails(tmp_path: Path) -> None:
+    main, last = tmp_path / "net.xml", tmp_path / "net.json"
+    write_atomic(main, "old")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fill_the_disk(main, last)
+
+    assert caught.value.filename == str(tmp_path / "net.bin")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"net.xml": "old"}
 
 
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("export", "profiling", "training", "zoo")
 COMMANDS = {
     "zoo-train": "train",
+    "zoo-pretrain": "pretrain",
     "zoo-export": "export",
     "zoo-eval": "evaluate",
     "zoo-bench": "bench",

@@ -84,6 +84,29 @@ def test_the_run_is_as_told() -> None:
     assert f"{meta.test_top1:.2%} top-1 after 15 epochs in {minutes}" in " ".join(README.split())
 
 
+@pytest.mark.parametrize("run", ["resnet_20-s0-2", "improved_resnet20_convnext-s0"])
+def test_the_runs_on_a_gpu_are_as_told(run: str) -> None:
+    meta = Checkpoint.open(RESULTS / "runs" / run).meta
+
+    assert (meta.recipe_name, meta.epochs_done, meta.selection) == ("study", 300, "last")
+    assert "H200" in str(meta.environment)
+    told = " ".join(README.split())
+    assert f"{meta.train_seconds:.0f} s for `{meta.model}` ({meta.test_top1:.2%}" in told
+
+
+def test_the_speed_of_training_is_as_told() -> None:
+    rows = (RESULTS / "training" / "README.md").read_text().partition("NVIDIA H200")[2].splitlines()
+    cells = {row.split("|")[1].strip(): row.split("|")[3:5] for row in rows if row.count("|") > 5}
+    told = " ".join(README.split())
+
+    speed = cells["ours-compile"][0].split("(")[0].strip()
+    over = [cells[f"{peer}-eager"][1].split("(")[0].strip() for peer in ("torchvision", "timm")]
+    assert (
+        f"{speed} images/s with augmentation on, {over[0]} times torchvision's loop "
+        f"and {over[1]} times timm's"
+    ) in told
+
+
 def test_the_committed_report_is_that_of_the_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

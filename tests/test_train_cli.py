@@ -286,5 +286,5 @@ def test_every_option_is_a_decision() -> None:
         *("--freeze-backbone", "--scale-lr", "--replay", "--log", "--compile-mode"),
         *("--cuda-graphs", "--accumulate", "--deterministic", "--save-seconds", "--nproc"),
         *("--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--sync-batchnorm"),
-        "--comm-hook",
+        *("--comm-hook", "--init-from", "--teacher"),
     }

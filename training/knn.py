@@ -22,9 +22,11 @@ def knn_top1(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor)
     classes = int(bank_labels.max()) + 1
     count = min(NEIGHBOURS, len(bank))
     right = 0
-    for part, wanted in zip(queries.split(QUERIES), labels.split(QUERIES), strict=True):
+    for part, wanted in zip(
+        torch.split(queries, QUERIES), torch.split(labels, QUERIES), strict=True
+    ):
         similarity, rows = (part @ bank.T).topk(count, dim=1)  # (m, count)
-        votes = torch.zeros(len(part), classes)
+        votes = torch.zeros(len(part), classes, device=part.device)
         votes.scatter_add_(1, bank_labels[rows], (similarity / SHARPNESS).exp())
         right += int((votes.argmax(1) == wanted).sum())
     return right / len(queries)

@@ -160,7 +160,8 @@ def approach(target: nn.Module, network: nn.Module, momentum: float) -> None:
 
     Batch norms keep the statistics of what they saw themselves.
     """
-    mine, theirs = list(target.parameters()), list(network.parameters())
+    mine: list[Tensor] = [*target.parameters()]
+    theirs: list[Tensor] = [*network.parameters()]
     torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
 

@@ -133,7 +133,7 @@ class Pretrainer:
         self.backbone = Backbone(network, name=model, image_size=size)
         self.method = make_method(settings, self.backbone)
         for part in (self.method.learns, self.method.rest):
-            part.to(self.device, memory_format=torch.channels_last)
+            part.to(self.device).to(memory_format=torch.channels_last)
         images = torch.from_numpy(
             np.ascontiguousarray(data.train.images[rows].transpose(0, 3, 1, 2))
         )
@@ -213,8 +213,9 @@ class Pretrainer:
         train, held_out = self.data.train, self.held_out
         images, labels = self.bank
         wanted = torch.from_numpy(train.fine[held_out]).long()
-        queries = torch.from_numpy(train.images[held_out])
-        return knn_top1(self._features(images), labels, self._features(queries), wanted)
+        queries = self._features(torch.from_numpy(train.images[held_out]))
+        bank = self._features(images)
+        return knn_top1(bank, labels.to(self.device), queries, wanted.to(self.device))
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> None:
         size = self.settings.batch_size
@@ -238,9 +239,8 @@ class Pretrainer:
 
     def _features(self, images: Tensor) -> Tensor:
         session = EagerSession(self.backbone, device=str(self.device))
-        return predict(
-            session, images, self.preprocessing, batch=EVALUATION_BATCH[self.device.type]
-        )
+        batch = EVALUATION_BATCH[self.device.type]
+        return predict(session, images, self.preprocessing, batch=batch).to(self.device)
 
 
 def _pretrain(
@@ -252,7 +252,7 @@ def _pretrain(
     lines: list[PretrainingMetrics] = []
     meta, spent = _first_meta(trainer), 0.0
     try:
-        with torch.backends.cudnn.flags(benchmark=True):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
             for epoch in range(1, settings.epochs + 1):
                 line = trainer.epoch(epoch, on_progress, spent)
                 lines.append(line)

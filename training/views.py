@@ -70,7 +70,7 @@ class Views:
         """Choose what a view shows of each image."""
         settings = self.settings
         u = numbers.uniforms(part, 2 * ATTEMPTS + 5 + jitter.UNIFORMS)
-        crop, chances, jitters = u.split([2 * ATTEMPTS + 2, 3, jitter.UNIFORMS], dim=1)
+        crop, chances, jitters = torch.split(u, [2 * ATTEMPTS + 2, 3, jitter.UNIFORMS], dim=1)
         return ViewDraw(
             box=boxes(crop, settings.crop_area, self.size),
             is_flipped=chances[:, 0] < settings.flip_p,
@@ -96,7 +96,7 @@ def boxes(u: Tensor, least_area: float, size: int) -> Tensor:
     Shapes:
         (B, 22) in [0, 1) -> (B, 4) int64: top, left, height, width.
     """
-    area, ratio, corner = u.double().split([ATTEMPTS, ATTEMPTS, 2], dim=1)
+    area, ratio, corner = torch.split(u.double(), [ATTEMPTS, ATTEMPTS, 2], dim=1)
     area = (least_area + (1 - least_area) * area) * size * size
     narrow, wide = (math.log(edge) for edge in RATIO)
     ratio = (narrow + (wide - narrow) * ratio).exp()

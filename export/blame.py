@@ -1,0 +1,119 @@
+"""Find the layer where an ONNX graph first strays from eager."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from export.to_onnx import INPUT, traced
+from zoo.errors import ZooError, first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+NOTE = "pkg.torch.onnx.name_scopes"  # by torch's exporter: the modules that a node lies in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stray:
+    """A module whose output is further off than allowed."""
+
+    module: str  # its path in the model, such as stages.1.0.first
+    max_abs_error: float
+    limit: float
+
+
+def first_stray(
+    model: nn.Module, graph: "onnx.ModelProto", images: Tensor, tolerance: float
+) -> Stray | None:
+    """Compare the output of every module, in the order of the graph.
+
+    `graph` may be a descendant of the model's own graph, with casts or quantisers between, as long
+    as it kept the names of its values. A module that is called twice is passed over. None where no
+    output is off by more than `tolerance * max(1, its largest number)`.
+
+    Shapes:
+        images: (B, 3, H, W), as the model is fed.
+    """
+    expected = module_outputs(model, images)
+    values = _values_of_modules(traced(model, images.repeat(2, 1, 1, 1)[:2]))
+    known = {name for node in graph.graph.node for name in node.output}
+    wanted = {name: module for name, module in values.items() if name in known}
+    found = _values(graph, list(wanted), images)
+    for name, module in wanted.items():
+        if module not in expected or expected[module].shape != found[name].shape:
+            continue
+        eager = expected[module].double()
+        limit = tolerance * max(1.0, eager.abs().max().item())
+        error = (found[name].double() - eager).abs().max().item()
+        if not error <= limit:  # NaN is off
+            return Stray(module=module, max_abs_error=error, limit=limit)
+    return None
+
+
+def module_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Output of each module that is called once and gives one tensor."""
+    outputs: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def keep(name: str, output: object) -> None:
+        calls[name] += 1
+        if isinstance(output, Tensor):
+            outputs[name] = output.detach().clone()  # the next layer may work in place
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.inference_mode():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: output for name, output in outputs.items() if calls[name] == 1}
+
+
+def _values_of_modules(proto: "onnx.ModelProto") -> dict[str, str]:
+    """The value that is each module's output, to its module, in the order of the graph."""
+    last: dict[str, str] = {}
+    for node in proto.graph.node:
+        for prop in node.metadata_props:
+            if prop.key == NOTE:
+                scopes = [part.strip(" '\"") for part in prop.value.strip("[]").split(",")]
+                for module in scopes[1:-1]:  # the model itself, modules, the operator
+                    last[module] = node.output[0]
+    order = {name: at for at, node in enumerate(proto.graph.node) for name in node.output}
+    inmost_first = sorted(last, key=lambda module: (order[last[module]], -module.count(".")))
+    values: dict[str, str] = {}
+    for module in inmost_first:
+        values.setdefault(last[module], module)
+    return values
+
+
+def _values(proto: "onnx.ModelProto", names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What ONNX Runtime computes for values inside a graph."""
+    import onnx
+    import onnxruntime
+
+    opened = onnx.ModelProto()
+    opened.CopyFrom(proto)
+    present = {output.name for output in opened.graph.output}
+    opened.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in present
+    )
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            opened.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+        )
+        arrays: list[Any] = session.run(names, {INPUT: images.contiguous().numpy()})
+    except Exception as reason:  # ONNX Runtime's own classes share no other base
+        raise ZooError(f"ONNX Runtime does not run the graph: {first_line(reason)}") from None
+    return {
+        name: torch.from_numpy(array).float() for name, array in zip(names, arrays, strict=True)
+    }

@@ -1,0 +1,159 @@
+"""What `zoo-export` and `zoo-eval` may be told."""
+
+import argparse
+from pathlib import Path
+
+from export import PRECISIONS, TARGETS
+from zoo import command
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """All options of `zoo-export`."""
+    parser = command.Parser(
+        "zoo-export",
+        "Write trained models in formats that other runtimes execute. Each file is compared with "
+        "the model on test images and evaluated on the whole test split before it is kept; one "
+        "that this machine cannot run waits for its proof.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folders, or files with --prove; without any, the newest complete run",
+    )
+    parser.add_argument(
+        "--to",
+        type=command.names,
+        default="onnx",
+        metavar="TARGETS",
+        help=f"formats with commas between: {', '.join(TARGETS)}",
+    )
+    parser.add_argument(
+        "--precision",
+        type=command.names,
+        default="fp32",
+        metavar="NAMES",
+        help=f"number formats with commas between: {', '.join(PRECISIONS)}; not every format is "
+        "written in each",
+    )
+    parser.add_argument(
+        "--preprocess",
+        action="store_true",
+        help="write a second .onnx file that takes bytes (NHWC) and gives probabilities",
+    )
+    parser.add_argument(
+        "--opset", type=command.positive_int, metavar="N", help="of ONNX graphs; without it, 20"
+    )
+    parser.add_argument(
+        "--prove",
+        action="store_true",
+        help="write nothing: prove files that were written where they do not run",
+    )
+    parser.add_argument(
+        "--all",
+        nargs="?",
+        const=True,
+        metavar="RUNS",
+        help="every complete run below RUNS; without a folder, below --runs",
+    )
+    _add_common(parser)
+    int8 = parser.add_argument_group("int8")
+    int8.add_argument(
+        "--int8-method",
+        default="minmax",
+        metavar="NAME",
+        help="how ranges are found: minmax (the default), entropy or percentile",
+    )
+    int8.add_argument(
+        "--int8-max-drop",
+        type=command.share,
+        default=0.005,
+        metavar="SHARE",
+        help="of top-1 on the validation split that may be lost, 0.005 without it; layers stay in "
+        "float until it is kept",
+    )
+    int8.add_argument(
+        "--int8-images",
+        type=command.positive_int,
+        default=512,
+        metavar="N",
+        help="training images to find ranges from, 512 without it",
+    )
+    tensorrt = parser.add_argument_group("TensorRT")
+    tensorrt.add_argument(
+        "--trt-flavor", choices=("tensorrt", "rtx"), help="without it, what is installed"
+    )
+    tensorrt.add_argument(
+        "--trt-workspace",
+        type=command.positive_int,
+        metavar="MIB",
+        help="memory that building may use; without it, all",
+    )
+    tensorrt.add_argument(
+        "--trt-timing-cache", type=Path, metavar="FILE", help="read and updated by each build"
+    )
+    tensorrt.add_argument(
+        "--trt-version-compatible", action="store_true", help="for later releases too, but slower"
+    )
+    tensorrt.add_argument(
+        "--trt-hardware-compatible", action="store_true", help="for other GPUs too, but slower"
+    )
+    return parser
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """All options of `zoo-eval`."""
+    parser = command.Parser(
+        "zoo-eval",
+        "Measure the accuracy of a run or of one exported file on the test split: top-1 and top-5, "
+        "by class and by superclass.",
+    )
+    parser.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        metavar="PATH",
+        help="run folder or exported file; without one, the newest complete run",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--batch", type=command.positive_int, default=256, metavar="N", help="images in one call"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="open a file that its manifest does not vouch for; engines and .pt2 files run code",
+    )
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where the newest run is sought",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the run's data set lies; else ZOO_DATA",
+    )
+    parser.add_argument(
+        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
+    )
+    parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="of ONNX Runtime: cpu, or with --device cuda one of cuda, tensorrt; never replaced "
+        "by another",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="of a run of package.module:function: repeat its name to have the module imported",
+    )

@@ -1,0 +1,77 @@
+"""Does an artifact answer worse than eager on the same images, by more than chance?"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+SIGNIFICANT = 0.05  # a p-value below it
+FULL_TEST = 10_000  # images; on fewer, accuracy is compared but decides nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Accuracy beside eager's, image by image."""
+
+    images: int
+    eager_top1: float  # in [0, 1]
+    top1: float
+    only_eager_right: int  # images
+    only_artifact_right: int
+    p_value: float  # McNemar, exact and two-sided
+    max_drop: float  # of top-1 that is allowed, in [0, 1]
+    is_gate: bool  # whether there were enough images for it to decide
+
+    @property
+    def fault(self) -> str | None:
+        """Why the artifact is too inaccurate; None where it is not."""
+        lost = self.only_eager_right - self.only_artifact_right
+        if lost > self.max_drop * self.images:
+            return (
+                f"top-1 fell from {self.eager_top1:.2%} to {self.top1:.2%}, more than the "
+                f"{100 * self.max_drop:.2f} points allowed"
+            )
+        if lost > 0 and self.p_value < SIGNIFICANT:
+            return (
+                f"top-1 fell from {self.eager_top1:.2%} to {self.top1:.2%} by more than chance: "
+                f"{self.only_eager_right} images were right in eager only, "
+                f"{self.only_artifact_right} in the artifact only (McNemar p = {self.p_value:.2g})"
+            )
+        return None
+
+
+def compare_answers(eager: Tensor, artifact: Tensor, truth: Tensor, max_drop: float) -> Comparison:
+    """Hold the first guesses of an artifact against eager's.
+
+    Shapes:
+        (N,), (N,), (N,) of class numbers -> counts.
+    """
+    right, found = eager == truth, artifact == truth
+    only_eager, only_artifact = int((right & ~found).sum()), int((found & ~right).sum())
+    count = len(truth)
+    return Comparison(
+        images=count,
+        eager_top1=int(right.sum()) / count,
+        top1=int(found.sum()) / count,
+        only_eager_right=only_eager,
+        only_artifact_right=only_artifact,
+        p_value=exact_p_value(only_eager, only_artifact),
+        max_drop=max_drop,
+        is_gate=count >= FULL_TEST,
+    )
+
+
+def exact_p_value(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of counts of images that only the first, or only the second, gets right.
+
+    Where neither is better, each of these images is a fair coin; images that both get right or
+    wrong say nothing.
+
+    Source:
+        McNemar 1947, Psychometrika 12; the binomial in place of chi-squared, as few images differ.
+    """
+    flips, fewer = only_first + only_second, min(only_first, only_second)
+    tail = ways = 1  # of 2 ** flips: those with 0 heads, then with 1 and so on up to `fewer`
+    for heads in range(fewer):
+        ways = ways * (flips - heads) // (heads + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << flips))

@@ -1,0 +1,100 @@
+"""Open an exported file to run it: only what its manifest vouches for, or harmless by nature."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export import NATIVE, load_target, target_of
+from export.artifact import AGAIN, FOLDER, Artifact, check_digest, find_artifact
+from zoo.checkpoint import META, Checkpoint
+from zoo.errors import ArtifactError, ZooError
+from zoo.session import InferenceSession
+
+if TYPE_CHECKING:
+    from export.to_onnx import OnnxTarget
+
+
+def open_artifact(
+    path: str, device: str, *, trust: bool = False, provider: str | None = None
+) -> InferenceSession:
+    """Open an artifact to run it.
+
+    With `trust` no manifest is asked: the file may be any file of its format, and native code in
+    it runs with the rights of the caller. `provider` is ONNX Runtime's, as in --provider.
+
+    Raises:
+        ArtifactError: the file has no manifest, is not the one that its manifest describes, or
+            came from other weights than its run holds by now.
+        MachineError: it cannot run on `device`.
+    """
+    file = Path(path)
+    target = target_of(file)
+    if not trust:
+        try:
+            artifact = find_artifact(file)
+            check_digest(artifact)
+        except ArtifactError as error:
+            if target not in NATIVE or not file.is_file():
+                raise
+            raise ArtifactError(
+                f"{error}; without a manifest that fits, native code needs --trust"
+            ) from None
+        check_source(artifact)
+        target = artifact.target
+    elif not file.is_file():
+        raise ArtifactError(f"there is no file {path}")
+    if target is None:
+        raise ArtifactError(f"{path} is no file of a format that zoo-export writes")
+    if provider is None:
+        return load_target(target).open(file, device=device)
+    if target != "onnx":
+        raise ZooError(f"--provider is for .onnx files: leave it out for {path}")
+    onnx: OnnxTarget = load_target("onnx")  # type: ignore[assignment]
+    return onnx.open(file, device=device, provider=provider)
+
+
+def open_on_tensorrt(path: str, device: str) -> InferenceSession:
+    """Open an ONNX artifact on ONNX Runtime's TensorRT provider; see `open_artifact`."""
+    return open_artifact(path, device, provider="tensorrt")
+
+
+def open_foreign(path: str, device: str) -> InferenceSession:
+    """Open an ONNX file that is not ours: data, not native code, so it needs no manifest.
+
+    Raises:
+        ArtifactError: the file is missing, of another format, damaged, keeps weights in other
+            files, or is not a network of one float32 image input.
+        MachineError: it cannot run on `device`.
+    """
+    file = Path(path)
+    if file.suffix != ".onnx":
+        raise ArtifactError(
+            f"{path} is not an .onnx file: only those are opened without a manifest"
+        )
+    if not file.is_file():
+        raise ArtifactError(f"there is no file {path}")
+    return load_target("onnx").open(file, device=device)
+
+
+def run_of(path: Path) -> Checkpoint | None:
+    """The run that a file lies in as an artifact; None where it was moved out of it.
+
+    Raises:
+        CheckpointError: the run cannot be read.
+    """
+    folder = path.absolute().parent
+    if folder.name != FOLDER or not (folder.parent / META).is_file():
+        return None
+    return Checkpoint.open(folder.parent)
+
+
+def check_source(artifact: Artifact) -> None:
+    """Refuse an artifact whose run was trained again since.
+
+    Raises:
+        ArtifactError: its run holds other weights by now.
+    """
+    run = run_of(artifact.path)
+    if run is not None and run.meta.weights_sha256 != artifact.source_weights_sha256:
+        raise ArtifactError(
+            f"{artifact.path} was exported from other weights than its run holds now: {AGAIN}"
+        )

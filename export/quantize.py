@@ -1,0 +1,163 @@
+"""int8 in the graph: explicit quantisation, with ranges from training images."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from export.calibrate import Calibration, right
+from export.ranges import Range, value_ranges
+from export.sensitivity import WEIGHTED, Layer, find_layers, kept_in_float
+from export.target import require
+from zoo.errors import MachineError, first_line
+from zoo.evaluate import predict
+from zoo.session import InferenceSession
+
+if TYPE_CHECKING:
+    import onnx
+
+Opener = Callable[["onnx.ModelProto"], InferenceSession]
+CONST_B = {"MatMulConstBOnly": True}  # products of two activations, as in attention, stay float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """How one kind of runtime wants its integers; weights are signed and per channel in all."""
+
+    name: str
+    activations: str  # a QuantType of ONNX Runtime
+    is_symmetric: bool  # whether zero is zero in integers too
+    operators: tuple[str, ...]  # whose inputs become integers, and outputs but for those of CUT
+    options: Mapping[str, object]
+
+
+# Unsigned activations with an offset and all that lies between two convolutions in integers too:
+# a network that goes back to float for every addition is no faster than in fp32.
+CPU = Preset(
+    name="cpu",
+    activations="QUInt8",
+    is_symmetric=False,
+    operators=(
+        *WEIGHTED,
+        *("Add", "Mul", "Relu", "Clip", "Concat"),
+        *("MaxPool", "AveragePool", "GlobalAveragePool"),
+    ),
+    options=CONST_B,
+)
+# No offsets and float biases, all that TensorRT's parser reads. Only what goes into a convolution
+# or product is rounded: what comes out is fused with the addition and activation that follow.
+TENSORRT = Preset(
+    name="trt",
+    activations="QInt8",
+    is_symmetric=True,
+    operators=WEIGHTED,
+    options={
+        **CONST_B,
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
+    },
+)
+
+
+def quantise(
+    proto: "onnx.ModelProto", preset: Preset, calibration: Calibration, opened: Opener
+) -> tuple["onnx.ModelProto", Mapping[str, Any]]:
+    """Quantise a float graph; return it with what the manifest tells about it.
+
+    As many layers as needed, the most sensitive first, stay in float until top-1 on the validation
+    images, measured with what `opened` makes of a graph, falls by no more than `max_drop`.
+
+    Raises:
+        MissingPackageError: ONNX Runtime is not installed.
+        MachineError: no layer can be quantised, or none without a larger drop.
+    """
+    require("onnxruntime", extra="cpu", needed_by="--precision int8")
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    layers = find_layers(inferred, preset.operators)
+    if not layers:
+        raise MachineError("int8: the graph has no convolution and no product with weights")
+    found = value_ranges(
+        inferred,
+        preset.operators,
+        lambda: calibration.batches(inferred),
+        method=calibration.method,
+        signed=preset.is_symmetric,
+    )
+    eager, labels = calibration.eager_right(), calibration.validation.fine
+    count = len(labels)
+
+    def rounded(kept: Collection[Layer]) -> "onnx.ModelProto":
+        return with_quantisers(inferred, preset, found, kept)
+
+    def top1(candidate: "onnx.ModelProto") -> float:
+        session = opened(candidate)
+        logits = predict(session, calibration.validation.images, calibration.preprocessing)
+        return int(right(logits, labels).sum()) / count
+
+    allowed = int(eager.sum()) / count - calibration.max_drop
+    choice = kept_in_float(inferred, layers, rounded, calibration, top1, at_least=allowed)
+    eager_top1 = int(eager.sum()) / count
+    if choice.top1 < allowed:
+        raise MachineError(
+            f"int8 ({calibration.method}, {len(calibration.images)} images): top-1 on {count} "
+            f"validation images fell from {eager_top1:.2%} to {choice.top1:.2%}, more than the "
+            f"{100 * calibration.max_drop:.2f} points allowed, with all but one of {len(layers)} "
+            "layers in float: nothing was written; try another --int8-method, more --int8-images "
+            "or a larger --int8-max-drop"
+        )
+    return choice.graph, {
+        "preset": preset.name,
+        "method": calibration.method,
+        "calibration_images": len(calibration.images),
+        "layers": len(layers),
+        "kept_float": [layer.name for layer in choice.kept],
+        "validation_images": count,
+        "validation_is_held_out": calibration.is_held_out,
+        "validation_top1_eager": eager_top1,
+        "validation_top1": choice.top1,
+        "validation_drop": eager_top1 - choice.top1,
+        "max_drop": calibration.max_drop,
+    }
+
+
+def with_quantisers(
+    proto: "onnx.ModelProto",
+    preset: Preset,
+    found: Mapping[str, Range],
+    kept: Collection[Layer],
+) -> "onnx.ModelProto":
+    """A copy of the graph with QuantizeLinear and DequantizeLinear around all that is not kept."""
+    import numpy as np
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    quantizer = QDQQuantizer(
+        copy,
+        True,  # a scale for each channel of the weights
+        False,  # all 8 bits
+        QuantType.QInt8,
+        QuantType[preset.activations],
+        TensorsData(CalibrationMethod.MinMax, ranges),
+        [],
+        [name for layer in kept for name in layer.nodes],
+        list(preset.operators),
+        dict(preset.options),
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    result.producer_name, result.producer_version = proto.producer_name, proto.producer_version
+    result.graph.ClearField("value_info")  # the float types of before
+    try:
+        onnx.checker.check_model(result, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
+        raise MachineError(f"the quantised graph is not valid: {first_line(reason)}") from None
+    return result

@@ -1,0 +1,119 @@
+"""Which layers cannot be rounded to int8, and stay in float."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from export.calibrate import Calibration
+from export.simulate import SimulatedSession
+
+if TYPE_CHECKING:
+    import onnx
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what a layer is counted by
+IMAGES = 64  # that the error of one layer is measured on
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution or product with weights, and what follows it up to the next one."""
+
+    name: str  # of the module that holds its weights, or else of its node
+    nodes: tuple[str, ...]  # that become float with it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A quantised graph."""
+
+    kept: Sequence[Layer]  # in float, the most sensitive first
+    graph: "onnx.ModelProto"
+    top1: float  # on the validation images, in [0, 1]
+
+
+Rounded = Callable[[Collection[Layer]], "onnx.ModelProto"]  # all but these layers in int8
+
+
+def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[Layer]:
+    """The layers of a graph that quantising these operators would round, in its order.
+
+    An addition of two branches goes with the layer that comes later in the graph.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    owners: dict[str, int] = {}  # value -> layer that it comes from
+    names: list[str] = []
+    nodes: list[list[str]] = []
+    for node in proto.graph.node:
+        has_weights = len(node.input) > 1 and node.input[1] in constants
+        if node.op_type in WEIGHTED and node.op_type in operators and has_weights:
+            owner = len(names)
+            name = node.input[1]
+            names.append(name.removesuffix(".weight") if name.endswith(".weight") else node.name)
+            nodes.append([node.name])
+        else:
+            owner = max((owners[name] for name in node.input if name in owners), default=-1)
+            if owner >= 0 and node.op_type in operators:
+                nodes[owner].append(node.name)
+        if owner >= 0:
+            owners.update(dict.fromkeys(node.output, owner))
+    return [Layer(name, tuple(group)) for name, group in zip(names, nodes, strict=True)]
+
+
+def sensitivities(
+    proto: "onnx.ModelProto", layers: Sequence[Layer], rounded: Rounded, calibration: Calibration
+) -> list[float]:
+    """The error of the logits with one layer in int8 and all others in float, for each layer.
+
+    It is the mean square of the error as a share of that of the logits, over IMAGES calibration
+    images.
+    """
+    images = calibration.preprocessing.to_batch(calibration.images[:IMAGES])
+    expected = SimulatedSession(proto).run(images).double()
+    errors = []
+    for layer in layers:
+        others = [other for other in layers if other is not layer]
+        found = SimulatedSession(rounded(others)).run(images).double()
+        errors.append((found - expected).square().mean() / expected.square().mean())
+    return torch.stack(errors).tolist()
+
+
+def kept_in_float(
+    proto: "onnx.ModelProto",
+    layers: Sequence[Layer],
+    rounded: Rounded,
+    calibration: Calibration,
+    top1: Callable[["onnx.ModelProto"], float],
+    *,
+    at_least: float,
+) -> Choice:
+    """The fewest layers in float, in order of their sensitivity, that give this top-1.
+
+    Numbers of layers are doubled until one is enough, then halved between it and the last that
+    was not. Where all but one layer in float are not enough, that is the choice.
+    """
+
+    def tried(kept: Sequence[Layer]) -> Choice:
+        graph = rounded(kept)
+        return Choice(kept=kept, graph=graph, top1=top1(graph))
+
+    best = tried([])
+    if best.top1 >= at_least or len(layers) == 1:
+        return best
+    errors = sensitivities(proto, layers, rounded, calibration)
+    order = sorted(range(len(layers)), key=lambda index: -errors[index])
+    ranked = [layers[index] for index in order]
+    too_few, count = 0, 1
+    while (best := tried(ranked[:count])).top1 < at_least and count < len(layers) - 1:
+        too_few, count = count, min(2 * count, len(layers) - 1)
+    if best.top1 < at_least:
+        return best
+    while count - too_few > 1:
+        middle = (too_few + count) // 2
+        between = tried(ranked[:middle])
+        if between.top1 >= at_least:
+            best, count = between, middle
+        else:
+            too_few = middle
+    return best

@@ -1,0 +1,241 @@
+"""OpenVINO: the ONNX graph as OpenVINO's own format, for CPUs."""
+
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from export.batch import check_batch
+from export.target import ExportOptions, Tolerance, require
+from zoo.errors import ArtifactError, MachineError, first_line
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
+
+SECTION = "cifar_zoo"  # of the file's runtime information: our metadata
+# What the runtime is told to compute in. Left to itself it takes bf16 wherever the CPU has units
+# for it, and calls that fp32.
+HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+
+
+class OpenVinoTarget:
+    """One .xml file, the graph, and one .bin file beside it, the weights.
+
+    fp16 halves the .bin: weights are stored in fp16, and a CPU computes with them in fp32, as fast
+    as before. bf16 stores fp32 weights and computes in bf16: only on CPUs with units for it. int8
+    is the same quantised graph as in ONNX, from which OpenVINO makes integer kernels.
+    """
+
+    name = "openvino"
+    suffix = ".xml"
+    tolerance: Mapping[str, Tolerance] = {
+        "fp32": Tolerance(logits=1e-4),
+        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
+        "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
+        "int8": Tolerance(logits=None),  # held to its accuracy on the validation split
+    }
+
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        *,
+        precision: str,
+        metadata: Mapping[str, str],
+        options: ExportOptions,
+    ) -> Mapping[str, Any]:
+        """Write both files; return how many operations the graph holds, and how it was quantised.
+
+        Raises:
+            MissingPackageError: openvino or an ONNX package is not installed.
+            MachineError: the model cannot be expressed in ONNX, or OpenVINO cannot read that.
+        """
+        require("openvino", extra="openvino", needed_by="--to openvino")
+        from export.to_onnx import onnx_graph
+
+        proto = onnx_graph(model, example, metadata=metadata, opset=options.opset)
+        facts: dict[str, Any] = {}
+        if precision == "int8":
+            from export.quantize import CPU, quantise
+
+            assert options.calibration is not None
+            proto, facts["int8"] = quantise(proto, CPU, options.calibration, _opened)
+        network = read_graph(proto.SerializeToString())
+        save_network(network, path, precision=precision, metadata=metadata)
+        return {"operations": len(network.get_ops()), **facts}
+
+    def open(self, path: Path, *, device: str) -> "OpenVinoSession":
+        """Run a file, which is data: a graph of OpenVINO's own operations."""
+        return OpenVinoSession(path, device=device)
+
+    def pending(self, path: Path, *, device: str) -> str | None:
+        """What keeps this machine from running the file."""
+        return _obstacle(_precision(_read(path)), device)
+
+    def versions(self) -> dict[str, str]:
+        """Of the exporter, the format in between and the runtime."""
+        return {name: version(name) for name in ("torch", "onnx", "onnxscript", "openvino")}
+
+
+class OpenVinoSession:
+    """OpenVINO on the CPU, with as many threads as torch has.
+
+    It is set up for latency: all threads work on the one batch at hand. What OpenVINO calls
+    throughput splits them over batches that are under way at once, and one caller has just one.
+
+    Shapes:
+        run: (B, 3, H, W) float32 of the size it was written for -> (B, K) float32.
+
+    Raises:
+        MissingPackageError: openvino is not installed.
+        ArtifactError: the file is damaged, lacks its .bin, or takes no batch of images.
+        MachineError: it does not run on `device`, or not in its precision.
+    """
+
+    backend = "openvino"
+
+    def __init__(self, path: Path, *, device: str = "cpu") -> None:
+        network = _read(path)
+        self.precision, self.device, self._path = _precision(network), device, path
+        obstacle = _obstacle(self.precision, device)
+        if obstacle is not None:
+            raise MachineError(f"{path} does not run here: {obstacle}")
+        self.input_shape = _input_shape(network, path)  # (batch, C, H, W)
+        hint = HINTS.get(self.precision, "f32")
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),  # the same for every backend
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several processes would be tied to the same cores
+        }
+        try:
+            self._compiled = _core().compile_model(network, "CPU", settings)
+        except RuntimeError as reason:
+            raise ArtifactError(f"OpenVINO cannot run {path}: {_last_line(reason)}") from None
+        self._request = self._compiled.create_infer_request()
+        self.runtime = f"openvino {version('openvino')} CPU"
+
+    def run(self, images: Tensor) -> Tensor:
+        """Logits of one batch.
+
+        Raises:
+            MachineError: the file does not take this shape.
+        """
+        check_batch(images, self.input_shape, self._path)
+        results = self._request.infer({0: images.contiguous().numpy()}, share_inputs=True)
+        return torch.from_numpy(results[0])
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: `run` returns finished logits."""
+
+
+def read_graph(onnx_file: bytes) -> "openvino.Model":
+    """An ONNX graph as OpenVINO's network.
+
+    From ONNX and not from torch: the networks come out equal or smaller and as fast, and the
+    converter for torch reports each use to OpenVINO's makers over the network.
+
+    Raises:
+        MachineError: it holds an operator that OpenVINO does not know.
+    """
+    from openvino.passes import ConstantFolding, Manager
+
+    try:
+        network = _core().read_model(onnx_file)
+    except RuntimeError as reason:
+        raise MachineError(
+            f"OpenVINO cannot read the ONNX graph of this model: {_last_line(reason)}"
+        ) from None
+    passes = Manager()
+    passes.register_pass(ConstantFolding())  # else each bias keeps how ONNX lines it up
+    passes.run_passes(network)
+    return network
+
+
+def save_network(
+    network: "openvino.Model", path: Path, *, precision: str, metadata: Mapping[str, str]
+) -> None:
+    """Write the .xml to `path` and the .bin beside it.
+
+    Raises:
+        MachineError: the disk does not take them.
+    """
+    import openvino
+
+    for key, value in {**metadata, "precision": precision}.items():
+        network.set_rt_info(value, [SECTION, key])
+    try:
+        openvino.save_model(network, path, compress_to_fp16=precision == "fp16")
+    except RuntimeError as reason:
+        raise MachineError(
+            f"OpenVINO cannot write {path.name}, is the disk full? ({_last_line(reason)})"
+        ) from None
+
+
+def _opened(proto: "onnx.ModelProto") -> "OpenVinoSession":
+    """Run a graph that is no file yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        save_network(read_graph(proto.SerializeToString()), path, precision="int8", metadata={})
+        return OpenVinoSession(path)
+
+
+def _core() -> "openvino.Core":
+    import openvino
+
+    return openvino.Core()
+
+
+def _read(path: Path) -> "openvino.Model":
+    require("openvino", extra="openvino", needed_by=f"running {path.name}")
+    with path.open("rb") as file:
+        is_xml = file.read(5) == b"<?xml"  # else OpenVINO tries all that it knows, and is loud
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ArtifactError(f"{path} lacks its weights, {weights.name}, beside it")
+    try:
+        if is_xml:
+            return _core().read_model(path, weights)
+        reason = "it is no XML file"
+    except RuntimeError as error:
+        reason = _last_line(error)
+    raise ArtifactError(f"{path} is no network of OpenVINO, or it is damaged: {reason}")
+
+
+def _precision(network: "openvino.Model") -> str:
+    key = [SECTION, "precision"]
+    return network.get_rt_info(key).astype(str) if network.has_rt_info(key) else "fp32"
+
+
+def _obstacle(precision: str, device: str) -> str | None:
+    """Why a file of this precision does not run on `device`."""
+    if device != "cpu":
+        return f"OpenVINO runs on CPUs here, not on {device}: use --device cpu"
+    abilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in abilities:
+        return "this CPU has no units for bf16, and OpenVINO would compute in fp32 instead"
+    return None
+
+
+def _input_shape(network: "openvino.Model", path: Path) -> tuple[str, int, int, int]:
+    shapes = [node.partial_shape for node in network.inputs]
+    found = ", ".join(f"{node.element_type} {node.partial_shape}" for node in network.inputs)
+    is_image = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][0].is_dynamic
+    if not is_image or any(axis.is_dynamic for axis in list(shapes[0])[1:]):
+        raise ArtifactError(
+            f"{path} should take one batch of images, f32 [?,C,H,W]; its inputs are {found}"
+        )
+    channels, height, width = (axis.get_length() for axis in list(shapes[0])[1:])
+    return ("batch", channels, height, width)
+
+
+def _last_line(reason: RuntimeError) -> str:
+    """What OpenVINO has to say comes after where in its source it says so."""
+    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(reason)

@@ -1,0 +1,398 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from absent_gpu import REASON, TargetOfAnAbsentGpu
+from export_helpers import NAMES, edit, exit_code, file_size_limit, files
+from sample_run import sample_run
+
+import export
+from export import export_model
+from export.artifact import Artifact, read_manifest
+from export.cli import main
+from export.opening import open_artifact
+from export.target import Tolerance
+from export.to_onnx import OnnxTarget
+from zoo.data import Dataset
+from zoo.errors import DataError, MachineError, MissingPackageError
+
+pytest_plugins = ["export_fixtures"]
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_command_exports_the_newest_run_and_says_little(
+    run: Path,
+    exported: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What one format does not write stops no other; an artifact is replaced, byte for byte."""
+    monkeypatch.chdir(run.parents[1])
+    path = Path("runs") / run.name / "artifacts" / "onnx-fp32.onnx"
+    path.parent.mkdir()
+    path.write_text("old")
+    path.with_suffix(".json").write_text("old")
+
+    code = main(["--precision", "bf16,fp32"])
+
+    out, err = capfd.readouterr()
+    assert code == 2  # of the first failure
+    assert out == f"{path}\n"
+    refusal, start, result = err.splitlines()
+    assert refusal == "zoo-export: --to onnx does not write bf16: use fp32, fp16, int8"
+    assert start == f"zoo-export: exporting runs/{run.name} to onnx fp32"
+    assert re.fullmatch(
+        r"zoo-export: onnx fp32 agrees with eager: largest error of a logit \d\.\de-\d\d "
+        r"\(allowed \d\.\de-\d\d\), same class for 100\.0% of 1000 images; "
+        r"top-1 \d+\.\d\d%, top-5 \d+\.\d\d% on 1000 test images",
+        result,
+    )
+    assert files(run) == NAMES
+    assert path.read_bytes() == exported.path.read_bytes()
+    assert open_artifact(str(path), "cpu").backend == "onnx"
+
+
+def test_all_runs_of_a_folder_in_turn(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that fails is reported, and the next follows."""
+    written: list[Path] = []
+
+    def note(self: OnnxTarget, model: object, example: object, path: Path, **_: object) -> None:
+        written.append(path)
+        raise MachineError("not today")
+
+    broken = Path(shutil.copytree(run, run.with_name("a-broken")))
+    (broken / "weights.safetensors").write_bytes(b"")
+    other = shutil.copytree(run, run.with_name("other"))
+    monkeypatch.setattr(OnnxTarget, "export", note)
+
+    code = main(["--all", str(run.parent), "--precision", "fp32,fp16"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert [path.parents[2].name for path in written] == [other.name] * 2 + [run.name] * 2
+    lines = err.splitlines()
+    assert lines[0].startswith(f"zoo-export: {broken}/weights.safetensors is damaged")
+    assert lines.count("zoo-export: not today") == 4
+    assert files(run) == files(other) == []
+
+
+def test_named_runs_are_all_exported(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MachineError("not today")
+
+    other = shutil.copytree(run, run.with_name("other"))
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main([str(run), str(other)])
+
+    assert code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "exporting" in line] == [
+        f"zoo-export: exporting {path} to onnx fp32" for path in (run, other)
+    ]
+
+
+# A machine that cannot run what it writes
+
+
+@pytest.fixture
+def absent_gpu(exported: Artifact, monkeypatch: pytest.MonkeyPatch) -> type[TargetOfAnAbsentGpu]:
+    monkeypatch.setattr(TargetOfAnAbsentGpu, "built", exported.path, raising=False)
+    target = "absent_gpu:TargetOfAnAbsentGpu"
+    monkeypatch.setattr(export, "TARGETS", {**export.TARGETS, "trt": target})
+    return TargetOfAnAbsentGpu
+
+
+@pytest.fixture
+def pending(absent_gpu: object, run: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """An engine that waits for its proof."""
+    assert main([str(run), "--to", "trt"]) == 0
+    capsys.readouterr()
+    return run / "artifacts" / "trt-fp32.engine"
+
+
+def test_artifact_that_does_not_run_here_waits_and_is_proven_elsewhere(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    run: Path,
+    exported: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = run / "artifacts" / "trt-fp32.engine"
+    manifest = path.with_suffix(".json")
+
+    code = main([str(run), "--to", "trt"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, f"{path}\n")
+    assert re.fullmatch(
+        rf"zoo-export: trt fp32: proof pending: {REASON}; the graph that it was built from agrees "
+        r"with eager: largest error of a logit .* same class for 100\.0% of 1000 images",
+        err.splitlines()[-1],
+    )
+    value = json.loads(manifest.read_text())
+    assert (value["proof"], value["pending"]) == ("pending", REASON)
+    assert (value["parity"], value["accuracy"], value["proven_by"]) == (None, None, None)
+    assert value["proxy_parity"]["passed"]
+
+    assert main([str(run), "--prove"]) == 1  # not here
+    assert capsys.readouterr().err == f"zoo-export: {path} cannot be proven here: {REASON}\n"
+    assert json.loads(manifest.read_text()) == value
+
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    code = main([str(run), "--prove"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, f"{path}\n")
+    assert "trt fp32 agrees with eager" in err
+    proven = read_manifest(manifest)
+    assert (proven.pending, proven.accuracy) == (None, exported.accuracy)
+    assert proven.proven_in["torch"] == torch.__version__
+    assert json.loads(manifest.read_text())["proof"] == "passed"
+
+    assert main([str(run), "--prove"]) == 0
+    assert capsys.readouterr().err == "zoo-export: no proof is pending\n"
+
+
+def test_proof_that_fails_is_kept_in_the_manifest(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    code = main(["--prove", str(pending)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert "parity with eager failed" in err
+    assert err.endswith("its manifest says so now\n")
+    reason = read_manifest(pending.with_suffix(".json")).pending
+    assert reason is not None
+    assert reason.startswith("not the model on onnxruntime")
+
+
+def test_graph_of_a_pending_artifact_has_to_agree(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    code = main([str(run), "--to", "trt"])
+
+    assert code == 1
+    assert "parity with eager failed" in capsys.readouterr().err
+    assert files(run) == []
+
+
+def test_artifact_outside_its_run_is_not_proven(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    for suffix in (".json", ".engine"):
+        shutil.move(pending.with_suffix(suffix), tmp_path)
+
+    assert main(["--prove", str(tmp_path / pending.name)]) == 2
+    assert "can only be proven inside its run" in capsys.readouterr().err
+
+
+# What goes wrong
+
+
+def test_failed_parity_leaves_what_was_there(
+    copied: Path, data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied.parents[1]
+    before = {path.name: path.read_bytes() for path in copied.parent.iterdir()}
+    monkeypatch.setattr(OnnxTarget, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    code = main([str(run)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert re.search(
+        r"onnx-fp32\.onnx: parity with eager failed: a logit of test image \d+ \([a-z_]+\) is "
+        r"off by \S+ where 1e-12 is allowed, and 100\.0% of 1000 images keep their class; the "
+        r"first layer that is off is stem\.1 \(by \S+ where \S+ is allowed\): it was not written\n",
+        err,
+    )
+    assert {path.name: path.read_bytes() for path in copied.parent.iterdir()} == before
+
+
+def test_weights_with_nan_leave_nothing(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = sample_run(tmp_path / "runs" / "broken", data, change=spoil)
+
+    code = main([str(run.path)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert "eager gives NaN or infinite logits for test image 0; nothing was written" in err
+    assert files(run.path) == []
+
+
+def spoil(network: torch.nn.Module) -> None:
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+
+
+def test_full_disk_leaves_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with file_size_limit(100_000):
+        code = main([str(run)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == f"zoo-export: {run}/artifacts/onnx-fp32.onnx: File too large"
+    assert files(run) == []
+
+
+def test_interrupt_leaves_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OnnxTarget, "export", interrupt)
+
+    assert main([str(run)]) == 130
+    assert capsys.readouterr().err.endswith("zoo-export: interrupted\n")
+    assert files(run) == []
+
+
+def test_folder_that_cannot_be_written_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "artifacts").write_text("a file, where a folder should be")
+
+    code = main([str(run)])
+
+    assert code == 1
+    assert capsys.readouterr().err.endswith(f"{run}/artifacts: File exists\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "onxx"], "no export target named 'onxx': did you mean onnx"),
+        (["--to", "onnx,tensorrt"], "no export target named 'tensorrt': "),
+        (["--to", "onnx,"], "expected names with commas between, like onnx,trt; got 'onnx,'"),
+        (["--precision", "fp32,fp17"], "no precision named 'fp17': did you mean fp16"),
+        (["--precision", "bf16"], "--to onnx does not write bf16: use fp32, fp16, int8"),
+        (["--to", "trt", "--preprocess"], "--preprocess is for .onnx files: add onnx to --to"),
+        (["--opset", "9"], "--opset 9: torch writes opsets 18 to 23"),
+        (["--provider", "cuda"], "--provider cuda needs --device cuda, got cpu"),
+        (["--provider", "tpu"], "no provider named 'tpu': did you mean cpu?"),
+        (["--all", "nowhere"], "no complete run in nowhere: train one with zoo-train MODEL"),
+        (["--device", "gpu"], "expected cpu, cuda or cuda:N, got 'gpu'"),
+        (["--runs", "nowhere"], "no complete run in nowhere: train one with zoo-train MODEL"),
+        (["nowhere"], "there is no run nowhere: train one with zoo-train MODEL"),
+    ],
+)
+def test_mistake_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code = exit_code(arguments)
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("zoo-export: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_folder_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"zoo-export: {tmp_path} is not a run: it holds no meta.json; "
+        "train one with zoo-train MODEL\n"
+    )
+
+
+def test_truncated_weights_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = run / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+    assert main([str(run)]) == 2
+    assert "weights.safetensors is damaged" in capsys.readouterr().err
+    assert files(run) == []
+
+
+def test_weights_of_another_model_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(run / "meta.json", model="resnet_32")
+
+    assert main([str(run)]) == 2
+    assert "holds the weights of another model than resnet_32" in capsys.readouterr().err
+    assert files(run) == []
+
+
+def test_other_images_than_the_run_saw_are_refused(run: Path, data: Dataset) -> None:
+    other = replace(data, digest="f" * 64)
+
+    with pytest.raises(DataError, match="but cifar100-mini as found has ffffffffffff..."):
+        export_model(run, data=other)
+    assert files(run) == []
+
+
+def test_gpu_that_is_not_there_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert main([str(run), "--device", "cuda:1"]) == 1
+    assert capsys.readouterr().err == (
+        f"zoo-export: torch {torch.__version__} finds no GPU 'cuda:1': zoo-doctor says why\n"
+    )
+
+
+@pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
+def test_missing_package_is_named_before_the_work(
+    run: Path, data: Dataset, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+
+    with pytest.raises(MissingPackageError, match=rf"--to onnx needs the package {package}, .*cpu"):
+        export_model(run, data=data)
+    assert files(run) == []
+
+
+@pytest.mark.parametrize("entry", ["main", "main_eval"])
+def test_help_is_light(entry: str) -> None:
+    code = f"import sys, export.cli; sys.exit(export.cli.{entry}(['--help']))"
+
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+
+    assert answer.returncode == 0
+    assert "--data-dir" in answer.stdout
+    imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert not imported & {"torch", "onnx", "onnxruntime", "numpy"}

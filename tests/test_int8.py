@@ -1,0 +1,336 @@
+"""int8: which images it is made with, which ranges they give, and which layers stay in float."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from small_network import SIZE, images, small_network
+
+from export.calibrate import Calibration, check_method, chosen, divided
+from export.onnx_file import precision_of
+from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
+from export.ranges import (
+    BINS,
+    SIGNED,
+    UNSIGNED,
+    Range,
+    entropy_bins,
+    percentile_bins,
+    value_ranges,
+)
+from export.sensitivity import Layer, find_layers, kept_in_float, sensitivities
+from export.simulate import SimulatedSession
+from export.to_onnx import onnx_graph
+from zoo.data import Dataset, image_digests, load_dataset
+from zoo.errors import MachineError, ZooError
+from zoo.evaluate import predict
+from zoo.preprocess import Preprocessing
+from zoo.session import EagerSession
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_dataset("cifar100-mini")
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return small_network()
+
+
+@pytest.fixture(scope="module")
+def graph(model: torch.nn.Module) -> onnx.ModelProto:
+    proto = onnx_graph(model, images(2), metadata={"cifar_zoo_version": "0"})
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+@pytest.fixture(scope="module")
+def calibration(data: Dataset, model: torch.nn.Module) -> Calibration:
+    """What eager says is the truth, so that a drop is a changed answer."""
+    rows, validation = divided(data)
+    preprocessing = Preprocessing.of(data, image_size=SIZE)
+    answers = predict(EagerSession(model), validation.images, preprocessing).argmax(1)
+    return Calibration(
+        images=data.train.images[chosen(rows, 100)],
+        validation=replace(validation, fine=answers.numpy()),
+        is_held_out=True,
+        preprocessing=preprocessing,
+        method="minmax",
+        max_drop=1.0,
+        eager_right=lambda: torch.ones(len(answers), dtype=torch.bool),
+    )
+
+
+def found_ranges(graph: onnx.ModelProto, calibration: Calibration) -> Mapping[str, Range]:
+    def feeds() -> Iterator[np.ndarray]:
+        return calibration.batches(graph)
+
+    return value_ranges(graph, CPU.operators, feeds, method="minmax", signed=False)
+
+
+# Images
+
+
+def test_images_are_of_the_training_part_alone(data: Dataset) -> None:
+    rows, validation = divided(data)
+
+    picked = data.train.images[chosen(rows, 200)]
+
+    others = {*image_digests(validation), *image_digests(data.test)}
+    split = replace(data.train, images=picked)
+    assert len(picked) == 200
+    assert others.isdisjoint(image_digests(split))
+
+
+def test_images_are_the_same_in_every_call() -> None:
+    rows = np.arange(1000)
+
+    picked = chosen(rows, 50)
+
+    assert picked.tolist() == chosen(rows, 50).tolist() == sorted(set(picked.tolist()))
+    assert picked.tolist() != list(range(50))
+    assert chosen(rows, 5000).tolist() == rows.tolist()
+
+
+def test_batches_are_what_the_model_is_fed_with(
+    calibration: Calibration, graph: onnx.ModelProto
+) -> None:
+    batches = list(calibration.batches(graph))
+
+    expected = calibration.preprocessing.to_batch(calibration.images).numpy()
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+    assert batches[0].flags.c_contiguous
+
+
+def test_unknown_method_is_named() -> None:
+    with pytest.raises(ZooError) as caught:
+        check_method("entrophy")
+
+    assert str(caught.value) == "no int8 method named 'entrophy': did you mean entropy?"
+
+
+# Ranges
+
+
+def test_minmax_keeps_every_number(graph: onnx.ModelProto) -> None:
+    batches = [images(4).numpy(), 3 * images(2).numpy()]
+
+    ranges = value_ranges(graph, ("Conv",), lambda: batches, method="minmax", signed=False)
+
+    assert ranges["images"] == (batches[1].min(), batches[1].max())
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    values = {name for node in convolutions for name in (node.input[0], *node.output)}
+    assert ranges.keys() == values  # no weights among them
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_lone_outliers_are_cut_off(graph: onnx.ModelProto, method: str) -> None:
+    batch = images(128).numpy()
+    batch[0, 0, 0, 0] = 400.0
+
+    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method=method, signed=False)
+
+    low, high = ranges["images"]
+    assert low == batch.min()
+    assert 2.5 < high < 100
+
+
+def test_percentile_counts_values() -> None:
+    counts = np.zeros(BINS, np.int64)
+    counts[:10], counts[100], counts[-1] = 1_000_000, 95, 5
+
+    bins = percentile_bins(counts)
+
+    assert bins == 10 + 91  # 99.999% lie in the first ten bins and the hundredth
+
+
+@pytest.mark.parametrize("levels", [SIGNED, UNSIGNED])
+def test_entropy_keeps_a_flat_distribution_whole(levels: int) -> None:
+    flat = np.full(BINS, 1000)
+
+    assert entropy_bins(flat, levels) > BINS - 2 * 16
+
+
+@pytest.mark.parametrize("levels", [SIGNED, UNSIGNED])
+def test_entropy_cuts_a_long_thin_tail(levels: int) -> None:
+    counts = np.ones(BINS, np.int64)
+    counts[:400] = 100_000
+
+    assert 400 <= entropy_bins(counts, levels) < BINS // 2
+
+
+# Graphs
+
+
+@pytest.mark.parametrize(("preset", "kind"), [(CPU, "uint8"), (TENSORRT, "int8")])
+def test_every_layer_is_quantised(
+    preset: Preset,
+    kind: str,
+    graph: onnx.ModelProto,
+    calibration: Calibration,
+    model: torch.nn.Module,
+) -> None:
+    proto, facts = quantise(graph, preset, calibration, SimulatedSession)
+
+    assert precision_of(proto) == "int8"
+    constants = {one.name: onnx.numpy_helper.to_array(one) for one in proto.graph.initializer}
+    offsets = [
+        constants[node.input[2]] for node in proto.graph.node if node.op_type == "QuantizeLinear"
+    ]
+    assert {str(offset.dtype) for offset in offsets} == {kind}
+    producers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    for node in proto.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            assert {producers[name] for name in node.input[:2]} == {"DequantizeLinear"}
+    batch = images(8)
+    expected = EagerSession(model).run(batch)
+    found = SimulatedSession(proto).run(batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * expected.abs().max().item())
+    assert facts["kept_float"] == []
+    assert (facts["preset"], facts["method"]) == (preset.name, "minmax")
+    assert facts["calibration_images"] == 100
+    assert facts["validation_drop"] == 1 - facts["validation_top1"] < 0.2
+
+
+def test_tensorrt_gets_no_offsets_and_float_biases(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> None:
+    proto, _ = quantise(graph, TENSORRT, calibration, SimulatedSession)
+
+    kinds = {one.name: one.data_type for one in proto.graph.initializer}
+    offsets = [
+        onnx.numpy_helper.to_array(one)
+        for one in proto.graph.initializer
+        if one.name.endswith("zero_point")
+    ]
+    assert offsets
+    assert not any(offset.any() for offset in offsets)
+    biases = [kinds[node.input[2]] for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert set(biases) == {TensorProto.FLOAT}
+
+
+def test_int8_gives_the_same_file_again(graph: onnx.ModelProto, calibration: Calibration) -> None:
+    first, second = (quantise(graph, CPU, calibration, SimulatedSession)[0] for _ in range(2))
+
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_too_large_a_drop_is_one_line(graph: onnx.ModelProto, calibration: Calibration) -> None:
+    strict = replace(calibration, max_drop=-0.01)  # better than eager, which nothing can be
+    count = len(calibration.validation.fine)
+
+    with pytest.raises(MachineError) as caught:
+        quantise(graph, CPU, strict, SimulatedSession)
+
+    message = str(caught.value)
+    assert message.startswith(
+        f"int8 (minmax, 100 images): top-1 on {count} validation images fell from 100.00% to "
+    )
+    assert message.endswith(
+        "%, more than the -1.00 points allowed, with all but one of 3 layers in float: nothing "
+        "was written; try another --int8-method, more --int8-images or a larger --int8-max-drop"
+    )
+
+
+def test_graph_without_layers_is_refused(calibration: Calibration) -> None:
+    value = onnx.helper.make_tensor_value_info
+    relu = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["images"], ["logits"])],
+        "relu",
+        [value("images", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [value("logits", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+    )
+
+    with pytest.raises(MachineError) as caught:
+        quantise(onnx.helper.make_model(relu), CPU, calibration, SimulatedSession)
+
+    assert str(caught.value) == "int8: the graph has no convolution and no product with weights"
+
+
+# Layers
+
+
+def test_a_layer_is_named_after_its_module_and_takes_what_follows(graph: onnx.ModelProto) -> None:
+    layers = find_layers(graph, CPU.operators)
+
+    kinds = {node.name: node.op_type for node in graph.graph.node}
+    assert len(layers) == 3
+    assert [kinds[layer.nodes[0]] for layer in layers] == ["Conv", "Conv", "Gemm"]
+    assert "Relu" in [kinds[name] for name in layers[0].nodes]
+    every = [name for layer in layers for name in layer.nodes]
+    assert len(every) == len(set(every))
+
+
+def test_all_layers_in_float_leave_the_graph_as_it_was(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> None:
+    layers = find_layers(graph, CPU.operators)
+
+    proto = with_quantisers(graph, CPU, found_ranges(graph, calibration), layers)
+
+    assert precision_of(proto) == "fp32"
+
+
+def test_sweep_finds_the_layer_that_does_not_bear_rounding(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> None:
+    layers = find_layers(graph, CPU.operators)
+    ranges = dict(found_ranges(graph, calibration))
+    outputs = {node.name: node.output[0] for node in graph.graph.node}
+    ranges[outputs[layers[1].nodes[0]]] = (-1000.0, 1000.0)  # steps of 8
+
+    errors = sensitivities(
+        graph, layers, lambda kept: with_quantisers(graph, CPU, ranges, kept), calibration
+    )
+
+    assert errors[1] > 10 * max(errors[0], errors[2])
+    assert all(0 < error < np.inf for error in errors)
+
+
+@pytest.mark.parametrize(("needed", "tries"), [(0, 1), (1, 2), (2, 3), (3, 4), (5, 6), (6, 6)])
+def test_search_keeps_the_fewest_layers_in_float(
+    needed: int,
+    tries: int,
+    graph: onnx.ModelProto,
+    calibration: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers 0 to 7 in order of their errors, of which the `needed` worst have to stay."""
+    layers = [Layer(str(index), ()) for index in range(8)]
+    monkeypatch.setattr("export.sensitivity.sensitivities", lambda *_: list(range(8)))
+    tried: list[int] = []
+
+    def rounded(kept: Collection[Layer]) -> onnx.ModelProto:
+        tried.append(len(kept))
+        return onnx.ModelProto(doc_string=str(len(kept)))
+
+    def top1(proto: onnx.ModelProto) -> float:
+        return 1.0 if int(proto.doc_string) >= needed else 0.0
+
+    choice = kept_in_float(graph, layers, rounded, calibration, top1, at_least=0.5)
+
+    names: Sequence[str] = [layer.name for layer in choice.kept]
+    assert names == [str(7 - index) for index in range(needed)]
+    assert choice.graph.doc_string == str(needed)
+    assert choice.top1 == 1.0
+    assert len(tried) <= tries
+
+
+def test_search_gives_up_before_nothing_is_int8(
+    graph: onnx.ModelProto, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [Layer(str(index), ()) for index in range(5)]
+    monkeypatch.setattr("export.sensitivity.sensitivities", lambda *_: list(range(5)))
+
+    choice = kept_in_float(
+        graph, layers, lambda _: onnx.ModelProto(), calibration, lambda _: 0.2, at_least=0.5
+    )
+
+    assert len(choice.kept) == 4
+    assert choice.top1 == 0.2

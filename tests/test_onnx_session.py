@@ -1,0 +1,266 @@
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from sample_run import stored
+
+from export.artifact import Artifact
+from export.onnx_session import OnnxSession
+from export.opening import open_artifact, open_foreign, open_on_tensorrt
+from export.to_onnx import IR_VERSION, OPSET
+from zoo.data import Dataset
+from zoo.errors import ArtifactError, MachineError, MissingPackageError, ZooError
+
+pytest_plugins = ["export_fixtures"]
+
+
+def test_opened_artifact_says_what_runs_it(exported: Artifact) -> None:
+    session = open_artifact(str(exported.path), "cpu")
+
+    assert (session.backend, session.precision, session.device) == ("onnx", "fp32", "cpu")
+    assert session.runtime == f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider"
+
+
+def test_session_uses_as_many_threads_as_torch(exported: Artifact) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        session = OnnxSession(exported.path)
+    finally:
+        torch.set_num_threads(before)
+
+    assert session._session.get_session_options().intra_op_num_threads == 2
+
+
+def test_gpu_is_never_replaced_by_the_cpu(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def providers() -> list[str]:
+        return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", providers)
+
+    with pytest.raises(MachineError, match="offers no CUDAExecutionProvider here.*extra `gpu`"):
+        open_artifact(str(exported.path), "cuda")
+
+
+def test_provider_that_falls_back_is_refused(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's GPU wheel lists CUDA on a machine without a GPU, and then runs on the CPU."""
+    real = onnxruntime.InferenceSession
+
+    def fall_back(path: str, options: object, **_: object) -> onnxruntime.InferenceSession:
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+
+    with pytest.raises(MachineError, match="does not run on the CPU in its place"):
+        open_artifact(str(exported.path), "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("device", "provider", "message"),
+    [
+        ("cpu", "cuda", "--provider cuda needs --device cuda, got cpu"),
+        ("cpu", "tensorrt", "--provider tensorrt needs --device cuda, got cpu"),
+        ("cuda:1", "cpu", "--provider cpu needs --device cpu, got cuda:1"),
+        ("cpu", "openvino", "no provider named 'openvino': choose one of cpu, cuda, tensorrt"),
+        ("cuda", "tensort", "no provider named 'tensort': did you mean tensorrt?"),
+    ],
+)
+def test_provider_goes_with_the_device(
+    exported: Artifact, device: str, provider: str, message: str
+) -> None:
+    with pytest.raises(ZooError) as caught:
+        open_artifact(str(exported.path), device, provider=provider)
+
+    assert str(caught.value) == message
+
+
+def test_providers_are_asked_for_by_name_in_order(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT first, then CUDA for what it leaves; never the CPU."""
+    asked: list[object] = []
+
+    def refuse(path: str, options: object, **wanted: object) -> None:
+        asked.append(wanted)
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+
+    with pytest.raises(ArtifactError, match="ONNX Runtime cannot open .*: no GPU"):
+        open_on_tensorrt(str(exported.path), "cuda:1")
+
+    assert asked == [
+        {
+            "providers": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+            "provider_options": [{"device_id": "1"}, {"device_id": "1", "use_tf32": "0"}],
+            "disabled_optimizers": [],
+        }
+    ]
+
+
+def test_raw_file_without_statistics_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+    path = small_onnx(tmp_path / "raw.onnx", [node], kind=TensorProto.UINT8)
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    helper.set_model_props(model, {"input_layout": "NHWC uint8", "mean": "[0, 0, 0]"})
+    onnx.save(model, path)
+
+    with pytest.raises(ArtifactError, match=r"its metadata do not say of which images \('std'\)"):
+        open_foreign(str(path), "cpu")
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_eager(exported: Artifact, data: Dataset) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    images = stored(data.test.images[:300], data)
+    session = open_artifact(str(exported.path), "cuda")
+
+    logits = session.run(images.cuda()).cpu()
+
+    expected = open_artifact(str(exported.path), "cpu").run(images)
+    assert session.runtime.endswith("CUDAExecutionProvider")
+    torch.testing.assert_close(logits, expected, rtol=0, atol=exported.parity.limit)
+
+
+def test_missing_runtime_is_named_when_a_file_is_opened(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    with pytest.raises(MissingPackageError, match=r"running onnx-fp32.onnx needs .*'\.\[cpu\]'"):
+        open_artifact(str(exported.path), "cpu")
+
+
+# Files of others
+
+
+def test_foreign_file_needs_no_manifest(copied: Path, tmp_path: Path) -> None:
+    path = shutil.move(copied, tmp_path / "theirs.onnx")
+
+    session = open_foreign(str(path), "cpu")
+
+    assert session.run(torch.zeros(3, 3, 32, 32)).shape == (3, 100)
+
+
+def test_external_data_is_refused(exported: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "outside.onnx"
+    model = onnx.load(exported.path)
+    onnx.save_model(model, path, save_as_external_data=True, location="w", size_threshold=0)
+
+    with pytest.raises(ArtifactError, match="keeps tensors in other files, which is refused"):
+        open_foreign(str(path), "cpu")
+
+
+def test_external_data_inside_a_node_is_refused(tmp_path: Path) -> None:
+    value = numpy_helper.from_array(np.ones((1, 3, 2, 2), np.float32))
+    value.ClearField("raw_data")
+    value.data_location = TensorProto.EXTERNAL
+    value.external_data.add(key="location", value="../../etc/hostname")
+    constant = helper.make_node("Constant", [], ["c"], value=value)
+    path = small_onnx(
+        tmp_path / "node.onnx", [constant, helper.make_node("Add", ["x", "c"], ["y"])]
+    )
+
+    with pytest.raises(ArtifactError, match="keeps tensors in other files"):
+        open_foreign(str(path), "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08"])
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+
+    with pytest.raises(ArtifactError, match="is not an ONNX model"):
+        open_foreign(str(path), "cpu")
+
+
+def test_truncated_file_is_refused(exported: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported.path.read_bytes()[:-100_000])
+
+    with pytest.raises(ArtifactError, match=r"model.onnx is not an ONNX model, or it is truncated"):
+        open_foreign(str(path), "cpu")
+
+
+def test_other_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not an .onnx file: only those are opened without"):
+        open_foreign(str(tmp_path / "net.engine"), "cpu")
+
+
+def test_unknown_operator_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Frobnicate", ["x"], ["y"])
+    path = small_onnx(tmp_path / "odd.onnx", [node])
+
+    with pytest.raises(ArtifactError, match=r"cannot open .*odd\.onnx: .*Frobnicate") as caught:
+        open_foreign(str(path), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind"), [([1, 3, 2], TensorProto.FLOAT), ([1, 3, 2, 2], TensorProto.UINT8)]
+)
+def test_model_of_other_inputs_is_refused(tmp_path: Path, inputs: list[int], kind: int) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    path = small_onnx(tmp_path / "other.onnx", [node], inputs=inputs, kind=kind)
+
+    with pytest.raises(ArtifactError, match="should take one batch of images, tensor.float"):
+        open_foreign(str(path), "cpu")
+
+
+def test_fixed_batch_is_named_when_another_comes(tmp_path: Path) -> None:
+    path = small_onnx(tmp_path / "one.onnx", [helper.make_node("Relu", ["x"], ["y"])])
+    session = open_foreign(str(path), "cpu")
+
+    with pytest.raises(MachineError, match=r"input is \(1, 3, 2, 2\), did not run on .*\(4, 3"):
+        session.run(torch.zeros(4, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(TensorProto.FLOAT16, "fp16"), (TensorProto.FLOAT, "fp32")]
+)
+def test_precision_is_read_from_the_graph(tmp_path: Path, kind: int, precision: str) -> None:
+    weight = helper.make_tensor("c", kind, [1], [2.0])
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=weight),
+        helper.make_node("Cast", ["c"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "f"], ["y"]),
+    ]
+
+    session = open_foreign(str(small_onnx(tmp_path / "cast.onnx", nodes)), "cpu")
+
+    assert session.precision == precision
+
+
+def small_onnx(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    *,
+    inputs: list[int] | None = None,
+    kind: int = TensorProto.FLOAT,
+) -> Path:
+    dims = inputs or [1, 3, 2, 2]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", kind, dims)],
+        [helper.make_tensor_value_info("y", kind, dims)],
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION), path)
+    return path

@@ -1,0 +1,108 @@
+"""Counting layers by type: of a built engine as its inspector describes it, and holding counts."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from export.tensorrt_inspect import engine_layer_types, summarise, verify_types
+from zoo.errors import MachineError
+
+TRT = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
+
+
+class EngineWithoutGpu:
+    """Stands in for a deserialised engine, which takes a GPU: its inspector answers `layers`."""
+
+    def __init__(self, layers: list[object]) -> None:
+        self.layers = layers
+
+    def create_engine_inspector(self) -> "EngineWithoutGpu":
+        return self
+
+    def get_engine_information(self, form: str) -> str:
+        assert form == "json"
+        return json.dumps({"Layers": self.layers, "I/O Tensors": []})
+
+
+def layer(kind: str, inputs: list[str], outputs: list[str]) -> dict[str, object]:
+    return {
+        "Name": "fused",
+        "LayerType": kind,
+        "Inputs": [{"Name": "a", "Format/Datatype": text} for text in inputs],
+        "Outputs": [{"Name": "b", "Format/Datatype": text} for text in outputs],
+    }
+
+
+def test_engine_layers_are_counted_by_the_words_of_both_generations() -> None:
+    engine = EngineWithoutGpu(
+        [
+            layer("kgen", ["Float"], ["Half"]),
+            layer("kgen", ["Half"], ["Half"]),
+            layer("gemm", ["Half", "Half"], ["Float"]),
+            layer("CaskConvolution", ["Row major linear FP16 format"], ["Channel major FP16"]),
+            layer(
+                "CaskConvolution",
+                ["Thirty-two wide channel vectorized row major Int8 format."],
+                ["Row major linear FP32"],
+            ),
+            layer("shape_call", ["Int64"], ["Int64"]),
+            layer("signal", [], []),
+        ]
+    )
+
+    types = engine_layer_types(engine, TRT)
+
+    assert types == {
+        "CaskConvolution": {"fp16": 1, "int8": 1},
+        "gemm": {"fp32": 1},
+        "kgen": {"fp16": 2},
+    }
+    assert summarise(types) == "fp16 3, fp32 1, int8 1"
+
+
+def test_an_engine_that_names_its_layers_only_has_no_types() -> None:
+    assert engine_layer_types(EngineWithoutGpu(["conv1 + relu1", "fc"]), TRT) == {}
+    assert summarise({}) == "none"
+
+
+GRAPH = {"convolution": {"fp16": 3}, "matrix_multiply": {"fp16": 1}}
+
+
+def test_types_that_agree_pass() -> None:
+    found = GRAPH | {"softmax": {"fp32": 1}, "activation": {"fp16": 2}}
+
+    verify_types(found, GRAPH, precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (
+            {"convolution": {"fp16": 2, "fp32": 1}, "matrix_multiply": {"fp16": 1}},
+            "the fp16 network has convolution layers in fp16 2, fp32 1 where its graph has fp16 3",
+        ),
+        (
+            {"convolution": {"fp16": 3}},
+            "the fp16 network has matrix_multiply layers in none where its graph has fp16 1",
+        ),
+        (
+            GRAPH | {"softmax": {"fp16": 1, "fp32": 1}},
+            "a softmax layer computes in fp16, not fp32",
+        ),
+    ],
+)
+def test_types_that_differ_are_named(found: dict[str, dict[str, int]], message: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        verify_types(found, GRAPH, precision="fp16")
+
+    assert str(caught.value) == message
+
+
+def test_a_precision_that_no_layer_has_is_refused() -> None:
+    with pytest.raises(MachineError) as caught:
+        verify_types(GRAPH, GRAPH, precision="int8")
+
+    assert str(caught.value) == (
+        "no convolution and no matrix product of the int8 network computes in int8, but in fp16"
+    )
