@@ -63,7 +63,7 @@ def export_parser() -> argparse.ArgumentParser:
         "--int8-method",
         default="minmax",
         metavar="NAME",
-        help="how ranges are found: minmax (the default), entropy or percentile",
+        help="how ranges are found: minmax (the default) or percentile",
     )
     int8.add_argument(
         "--int8-max-drop",

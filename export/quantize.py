@@ -84,7 +84,6 @@ def quantise(
         preset.operators,
         lambda: calibration.batches(inferred),
         method=calibration.method,
-        signed=preset.is_symmetric,
     )
     eager, labels = calibration.eager_right(), calibration.validation.fine
     count = len(labels)

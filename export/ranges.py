@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 Feeds = Callable[[], Iterable[np.ndarray]]  # the same batches in each call
 Range = tuple[float, float]
 
-METHODS = ("minmax", "entropy", "percentile")
+METHODS = ("minmax", "percentile")
 BINS = 2048
 PERCENTILE = 99.999
-SIGNED, UNSIGNED = 128, 255  # levels of a magnitude in int8 and in uint8
-STEP = 16  # bins between two thresholds that entropy compares
 
 
 @dataclass(slots=True)
@@ -28,16 +26,11 @@ class _Magnitudes:
 
 
 def value_ranges(
-    proto: "onnx.ModelProto", operators: Sequence[str], feeds: Feeds, *, method: str, signed: bool
+    proto: "onnx.ModelProto", operators: Sequence[str], feeds: Feeds, *, method: str
 ) -> Mapping[str, Range]:
     """Lowest and highest number to keep, for each float input and output of these operators.
 
-    `minmax` keeps all; `percentile` cuts off the largest 0.001% of magnitudes; `entropy` cuts where
-    the distribution changes least. With `signed` both halves of the integers are used even where no
-    number is negative.
-
-    Source:
-        entropy: Migacz, 8-bit inference with TensorRT, GTC 2017.
+    `minmax` keeps all; `percentile` cuts off the largest 0.001% of magnitudes.
     """
     names = _values(proto, operators)
     limits = {name: (np.inf, -np.inf) for name in names}
@@ -57,11 +50,7 @@ def value_ranges(
             histogram.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
     ranges = {}
     for name, (low, high) in limits.items():
-        if method == "percentile":
-            bins = percentile_bins(found[name].counts)
-        else:
-            bins = entropy_bins(found[name].counts, SIGNED if signed or low < 0 else UNSIGNED)
-        threshold = found[name].largest * bins / BINS
+        threshold = found[name].largest * percentile_bins(found[name].counts) / BINS
         ranges[name] = max(low, -threshold), min(high, threshold)
     return ranges
 
@@ -70,31 +59,6 @@ def percentile_bins(counts: np.ndarray) -> int:
     """How many bins of a histogram hold PERCENTILE percent of its values."""
     share = np.cumsum(counts) / max(1, counts.sum())
     return int(np.searchsorted(share, PERCENTILE / 100)) + 1
-
-
-def entropy_bins(counts: np.ndarray, levels: int) -> int:
-    """How many bins to keep, so that `levels` steps over them tell the distribution best.
-
-    Zeros are left out: a value that is exactly zero is exact in every range, and after a ReLU half
-    of them are.
-    """
-    counts = counts.astype(np.float64)
-    counts[0] = counts[1]
-    total = counts.sum()
-    best, least = len(counts), np.inf
-    for kept in range(levels, len(counts) + 1, STEP):
-        reference = counts[:kept].copy()
-        reference[-1] += counts[kept:].sum()  # what is cut off becomes the largest level
-        starts = (np.arange(levels) * kept) // levels
-        occupied = counts[:kept] > 0
-        sums = np.add.reduceat(counts[:kept], starts)
-        cells = np.maximum(np.add.reduceat(occupied.astype(np.int64), starts), 1)
-        widths = np.diff([*starts, kept])
-        rounded = np.repeat(sums / cells, widths) * occupied
-        divergence = _divergence(reference / total, rounded)
-        if divergence < least:
-            best, least = kept, divergence
-    return best
 
 
 def _divergence(p: np.ndarray, unscaled: np.ndarray) -> float:

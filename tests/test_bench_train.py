@@ -420,7 +420,7 @@ def bench(*options: str, before: Path | None = None) -> subprocess.CompletedProc
         (sys.executable, str(SCRIPT), *options),
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": ""},  # the script's folder counts
         check=False,
     )
 

@@ -15,10 +15,7 @@ from export.onnx_file import precision_of
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
-    SIGNED,
-    UNSIGNED,
     Range,
-    entropy_bins,
     percentile_bins,
     value_ranges,
 )
@@ -69,7 +66,7 @@ def found_ranges(graph: onnx.ModelProto, calibration: Calibration) -> Mapping[st
     def feeds() -> Iterator[np.ndarray]:
         return calibration.batches(graph)
 
-    return value_ranges(graph, CPU.operators, feeds, method="minmax", signed=False)
+    return value_ranges(graph, CPU.operators, feeds, method="minmax")
 
 
 # Images
@@ -108,9 +105,9 @@ def test_batches_are_what_the_model_is_fed_with(
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(ZooError) as caught:
-        check_method("entrophy")
+        check_method("percentil")
 
-    assert str(caught.value) == "no int8 method named 'entrophy': did you mean entropy?"
+    assert str(caught.value) == "no int8 method named 'percentil': did you mean percentile?"
 
 
 # Ranges
@@ -119,7 +116,7 @@ def test_unknown_method_is_named() -> None:
 def test_minmax_keeps_every_number(graph: onnx.ModelProto) -> None:
     batches = [images(4).numpy(), 3 * images(2).numpy()]
 
-    ranges = value_ranges(graph, ("Conv",), lambda: batches, method="minmax", signed=False)
+    ranges = value_ranges(graph, ("Conv",), lambda: batches, method="minmax")
 
     assert ranges["images"] == (batches[1].min(), batches[1].max())
     convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
@@ -127,12 +124,11 @@ def test_minmax_keeps_every_number(graph: onnx.ModelProto) -> None:
     assert ranges.keys() == values  # no weights among them
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy"])
-def test_lone_outliers_are_cut_off(graph: onnx.ModelProto, method: str) -> None:
+def test_lone_outliers_are_cut_off(graph: onnx.ModelProto) -> None:
     batch = images(256).numpy()
     batch[0, 0, 0, 0] = 400.0
 
-    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method=method, signed=False)
+    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method="percentile")
 
     low, high = ranges["images"]
     assert low == batch.min()
@@ -141,26 +137,11 @@ def test_lone_outliers_are_cut_off(graph: onnx.ModelProto, method: str) -> None:
 
 def test_percentile_counts_values() -> None:
     counts = np.zeros(BINS, np.int64)
-    counts[:10], counts[100], counts[-1] = 1_000_000, 95, 5
+    counts[:10], counts[100], counts[-1] = 1_000_000, 195, 5
 
     bins = percentile_bins(counts)
 
     assert bins == 10 + 91  # 99.999% lie in the first ten bins and the hundredth
-
-
-@pytest.mark.parametrize("levels", [SIGNED, UNSIGNED])
-def test_entropy_keeps_a_flat_distribution_whole(levels: int) -> None:
-    flat = np.full(BINS, 1000)
-
-    assert entropy_bins(flat, levels) > BINS - 2 * 16
-
-
-@pytest.mark.parametrize("levels", [SIGNED, UNSIGNED])
-def test_entropy_cuts_a_long_thin_tail(levels: int) -> None:
-    counts = np.ones(BINS, np.int64)
-    counts[:400] = 100_000
-
-    assert 400 <= entropy_bins(counts, levels) < BINS // 2
 
 
 # Graphs
@@ -293,7 +274,7 @@ def test_sweep_finds_the_layer_that_does_not_bear_rounding(
     assert all(0 < error < np.inf for error in errors)
 
 
-@pytest.mark.parametrize(("needed", "tries"), [(0, 1), (1, 2), (2, 3), (3, 4), (5, 6), (6, 6)])
+@pytest.mark.parametrize(("needed", "tries"), [(0, 1), (1, 2), (2, 3), (3, 5), (5, 6), (6, 7)])
 def test_search_keeps_the_fewest_layers_in_float(
     needed: int,
     tries: int,
