@@ -61,14 +61,6 @@ def percentile_bins(counts: np.ndarray) -> int:
     return int(np.searchsorted(share, PERCENTILE / 100)) + 1
 
 
-def _divergence(p: np.ndarray, unscaled: np.ndarray) -> float:
-    """Kullback-Leibler divergence from p, in nats; nothing of `unscaled` may be zero for long."""
-    floor = 1e-9
-    q = np.maximum(unscaled / max(unscaled.sum(), 1.0), floor)
-    is_there = p > 0
-    return float((p[is_there] * np.log(p[is_there] / q[is_there])).sum())
-
-
 def _values(proto: "onnx.ModelProto", operators: Sequence[str]) -> list[str]:
     """Names of the float values, constants aside, that go into these operators or come out."""
     import onnx

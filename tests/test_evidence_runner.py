@@ -74,7 +74,8 @@ def test_one_that_ignores_the_request_to_stop_is_ended_with_all_that_it_began(
     monkeypatch.setattr(child, "GRACE_S", 0.3)
     deaf = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], "
+        "process_group=0); "
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(other.pid)); time.sleep(60)"
     )
 

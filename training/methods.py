@@ -6,7 +6,7 @@ Heads and losses are those of the library lightly.
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,8 @@ class SimClr:
 
     def loss(self, first: Tensor, second: Tensor, numbers: Numbers) -> Tensor:
         """The contrastive loss; batch norms see both views together."""
-        one, other = self.learns(torch.cat((first, second))).float().chunk(2)
-        return _scalar(self.rest(one, other))
+        one, other = self.learns(torch.cat((first, second))).chunk(2)
+        return _apart(self.rest, one, other)
 
     def follow(self, done: float) -> None:
         """There are no targets."""
@@ -109,13 +109,13 @@ class Moco:
 
     def loss(self, first: Tensor, second: Tensor, numbers: Numbers) -> Tensor:
         """The contrastive loss; the keys join the queue."""
-        queries = self.learns(first).float()
+        queries = self.learns(first)
         with torch.no_grad():
             order = numbers.uniforms(SHUFFLE, 1).squeeze(1).argsort()
             groups = max(1, min(KEY_GROUPS, len(order) // LEAST_GROUP))
-            keys = torch.cat([self.keys(part) for part in second[order].chunk(groups)]).float()
+            keys = torch.cat([self.keys(part) for part in second[order].chunk(groups)])
             keys = keys[order.argsort()]
-        return _scalar(self.contrast(queries, keys))
+        return _apart(self.contrast, queries, keys)
 
     def follow(self, done: float) -> None:
         """Move the network of the keys towards the other one."""
@@ -143,10 +143,10 @@ class Byol:
     def loss(self, first: Tensor, second: Tensor, numbers: Numbers) -> Tensor:
         """Minus the cosine, mean of both directions."""
         with torch.no_grad():
-            wanted = [self.rest(view).float() for view in (second, first)]
-        said = [self.learns(view).float() for view in (first, second)]
-        one, other = (self.similarity(p, z) for p, z in zip(said, wanted, strict=True))
-        return _scalar((one + other) / 2)
+            wanted = [self.rest(view) for view in (second, first)]
+        said = [self.learns(view) for view in (first, second)]
+        one, other = (_apart(self.similarity, *pair) for pair in zip(said, wanted, strict=True))
+        return (one + other) / 2
 
     def follow(self, done: float) -> None:
         """Move the target towards the online network, by less and less."""
@@ -165,7 +165,8 @@ def approach(target: nn.Module, network: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
 
-def _scalar(loss: Any) -> Tensor:
-    assert isinstance(loss, Tensor)
-    assert loss.ndim == 0
-    return loss
+def _apart(loss: nn.Module, one: Tensor, other: Tensor) -> Tensor:
+    """The loss between two sides, in fp32: half precision would round close similarities off."""
+    with torch.autocast(one.device.type, enabled=False):
+        found: Tensor = loss(one.float(), other.float())
+    return found

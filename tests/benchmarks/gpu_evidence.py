@@ -28,7 +28,7 @@ from zoo.plain import from_plain
 
 COMMAND = "gpu_evidence"
 UNITS = {"s": 1, "m": 60, "h": 3600}
-LOOK_S = 120
+LOOK_S = 300
 LEAST_SLICE_S = 60
 
 
@@ -228,14 +228,15 @@ def plan(wanted: Wanted, store: Store, *, retry: bool) -> list[Task]:
 def look(device: str) -> Machine:
     """Ask a process that ends before the first step: this one never holds memory of the GPU."""
     env = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    answer = subprocess.run(
-        [sys.executable, "-m", "evidence.look", device],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LOOK_S,
-        check=False,
-    )
+    command_line = [sys.executable, "-m", "evidence.look", device]
+    try:
+        answer = subprocess.run(
+            command_line, env=env, capture_output=True, text=True, timeout=LOOK_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise MachineError(
+            f"torch was not imported within {LOOK_S} s: zoo-doctor says more"
+        ) from None
     if answer.returncode:
         said = [line for line in answer.stderr.splitlines() if line.strip()]
         raise MachineError(f"torch does not work here ({said[-1]}): zoo-doctor says more")

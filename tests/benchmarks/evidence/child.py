@@ -78,7 +78,7 @@ class Child:
             if self._asked is None and now >= self.must_end:
                 self.stop(f"its {self.must_end - self.started:.0f} s were over")
             if self._asked is not None and now >= self._asked + GRACE_S:
-                self._signal(signal.SIGKILL)
+                self.kill()
             return None
         self._signal(signal.SIGKILL)  # what it left behind
         for reader in self._readers:
@@ -92,7 +92,10 @@ class Child:
             self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now, with all that it began, in whatever process groups."""
+        for pid in descendants(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._signal(signal.SIGKILL)
         self.process.wait()
 
@@ -113,6 +116,19 @@ class Child:
             self.images_per_s, self.tolerance = float(found[2]), TOLERANCE
         elif found := LEFT.search(line):
             self.ends, self.tolerance = time.monotonic() + seconds(found[1]), 1.0
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, their children and so on, where /proc tells."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended since
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, ()))
+    for one in found:  # grows while it is walked through
+        found.extend(children.get(one, ()))
+    return found
 
 
 def seconds(text: str) -> float:
