@@ -1,6 +1,7 @@
 """OpenVINO: the ONNX graph as OpenVINO's own format, for CPUs."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ SECTION = "cifar_zoo"  # of the file's runtime information: our metadata
 # What the runtime is told to compute in. Left to itself it takes bf16 wherever the CPU has units
 # for it, and calls that fp32.
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
+HEAVY = frozenset({"Convolution", "FullyConnected", "MatMul"})  # layers that do the work
+INTEGERS = frozenset({"u8", "i8"})
 
 
 class OpenVinoTarget:
@@ -54,7 +57,8 @@ class OpenVinoTarget:
 
         Raises:
             MissingPackageError: openvino or an ONNX package is not installed.
-            MachineError: the model cannot be expressed in ONNX, or OpenVINO cannot read that.
+            MachineError: the model cannot be expressed in ONNX, or OpenVINO cannot read that, or in
+                int8 the model loses too much or OpenVINO computes it in float all the same.
         """
         require("openvino", extra="openvino", needed_by="--to openvino")
         from export.to_onnx import onnx_graph
@@ -66,8 +70,10 @@ class OpenVinoTarget:
 
             assert options.calibration is not None
             proto, facts["int8"] = quantise(proto, CPU, options.calibration, _opened)
-        network = read_graph(proto.SerializeToString())
+        network = read_graph(proto.SerializeToString(), fold=precision != "int8")
         save_network(network, path, precision=precision, metadata=metadata)
+        if precision == "int8":
+            facts["computed_in"] = verified_int8(OpenVinoSession(path))
         return {"operations": len(network.get_ops()), **facts}
 
     def open(self, path: Path, *, device: str) -> "OpenVinoSession":
@@ -134,9 +140,22 @@ class OpenVinoSession:
     def synchronize(self) -> None:
         """Nothing to wait for: `run` returns finished logits."""
 
+    @property
+    def computed_in(self) -> Mapping[str, int]:
+        """How many convolutions and products run in which of OpenVINO's types, such as u8."""
+        counts: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ops():
+            facts = node.get_rt_info()
+            if "layerType" in facts and facts["layerType"].astype(str) in HEAVY:
+                counts[facts["runtimePrecision"].astype(str)] += 1
+        return dict(sorted(counts.items()))
 
-def read_graph(onnx_file: bytes) -> "openvino.Model":
+
+def read_graph(onnx_file: bytes, *, fold: bool = True) -> "openvino.Model":
     """An ONNX graph as OpenVINO's network.
+
+    Without `fold` constants stay as they are. Integer weights have to: folded, they become float,
+    and so does all that is computed with them.
 
     From ONNX and not from torch: the networks come out equal or smaller and as fast, and the
     converter for torch reports each use to OpenVINO's makers over the network.
@@ -152,9 +171,10 @@ def read_graph(onnx_file: bytes) -> "openvino.Model":
         raise MachineError(
             f"OpenVINO cannot read the ONNX graph of this model: {_last_line(reason)}"
         ) from None
-    passes = Manager()
-    passes.register_pass(ConstantFolding())  # else each bias keeps how ONNX lines it up
-    passes.run_passes(network)
+    if fold:
+        passes = Manager()
+        passes.register_pass(ConstantFolding())  # else each bias keeps how ONNX lines it up
+        passes.run_passes(network)
     return network
 
 
@@ -182,8 +202,22 @@ def _opened(proto: "onnx.ModelProto") -> "OpenVinoSession":
     """Run a graph that is no file yet."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
-        save_network(read_graph(proto.SerializeToString()), path, precision="int8", metadata={})
+        network = read_graph(proto.SerializeToString(), fold=False)
+        save_network(network, path, precision="int8", metadata={})
         return OpenVinoSession(path)
+
+
+def verified_int8(session: OpenVinoSession) -> Mapping[str, int]:
+    """What the layers are computed in.
+
+    Raises:
+        MachineError: none of them in integers.
+    """
+    found = session.computed_in
+    if not INTEGERS & found.keys():
+        kinds = ", ".join(found) or "nothing"
+        raise MachineError(f"OpenVINO computes the int8 network in {kinds} here, not in integers")
+    return found
 
 
 def _core() -> "openvino.Core":

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -21,7 +22,15 @@ from export.ranges import (
 )
 from export.sensitivity import Layer, find_layers, kept_in_float, sensitivities
 from export.simulate import SimulatedSession
+from export.target import ExportOptions
 from export.to_onnx import onnx_graph
+from export.to_openvino import (
+    OpenVinoSession,
+    OpenVinoTarget,
+    read_graph,
+    save_network,
+    verified_int8,
+)
 from zoo.data import Dataset, image_digests, load_dataset
 from zoo.errors import MachineError, ZooError
 from zoo.evaluate import predict
@@ -232,6 +241,43 @@ def test_graph_without_layers_is_refused(calibration: Calibration) -> None:
         quantise(onnx.helper.make_model(relu), CPU, calibration, SimulatedSession)
 
     assert str(caught.value) == "int8: the graph has no convolution and no product with weights"
+
+
+# OpenVINO, which may compute a quantised graph in float and give the same answers
+
+
+def test_openvino_computes_in_integers(
+    model: torch.nn.Module, calibration: Calibration, tmp_path: Path
+) -> None:
+    path = tmp_path / "int8.xml"
+
+    facts = OpenVinoTarget().export(
+        model,
+        images(2),
+        path,
+        precision="int8",
+        metadata={"cifar_zoo_version": "0"},
+        options=ExportOptions(calibration=calibration),
+    )
+
+    session = OpenVinoTarget().open(path, device="cpu")
+    assert session.precision == "int8"
+    assert facts["computed_in"] == session.computed_in
+    assert session.computed_in["u8"] >= facts["int8"]["layers"] == 3  # and a product of activations
+
+
+def test_float_in_place_of_integers_is_refused(
+    graph: onnx.ModelProto, calibration: Calibration, tmp_path: Path
+) -> None:
+    proto, _ = quantise(graph, CPU, calibration, SimulatedSession)
+    path = tmp_path / "folded.xml"
+    network = read_graph(proto.SerializeToString())  # folds the integer weights
+    save_network(network, path, precision="int8", metadata={})
+
+    with pytest.raises(MachineError) as caught:
+        verified_int8(OpenVinoSession(path))
+
+    assert str(caught.value) == ("OpenVINO computes the int8 network in f32 here, not in integers")
 
 
 # Layers
