@@ -17,7 +17,7 @@ def load_onnx(path: Path) -> "onnx.ModelProto":
         ArtifactError: it is damaged, or keeps tensors in other files.
     """
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load(path, load_external_data=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zoo.preprocess import Preprocessing
+from zoo.preprocess import Preprocessing, levels
 from zoo.session import InferenceSession
 
 RAW, LAYOUT, OUTPUT = "raw", "NHWC uint8", "probabilities"
@@ -27,8 +27,8 @@ class RawModel(nn.Module):
         self.model = model
         self.shift: Tensor
         self.scale: Tensor
-        self.register_buffer("shift", _levels(preprocessing.mean))
-        self.register_buffer("scale", _levels(preprocessing.std))
+        self.register_buffer("shift", levels(preprocessing.mean))
+        self.register_buffer("scale", levels(preprocessing.std))
 
     def forward(self, images: Tensor) -> Tensor:
         """Probabilities of a batch of bytes."""
@@ -51,9 +51,8 @@ class Bytes:
         Raises:
             KeyError, TypeError, ValueError: it is not there, or no three numbers.
         """
-        red, green, blue = map(float, json.loads(metadata["mean"]))
-        deviations = map(float, json.loads(metadata["std"]))
-        return cls((red, green, blue), tuple(deviations))  # type: ignore[arg-type]
+        (r, g, b), (x, y, z) = (map(float, json.loads(metadata[key])) for key in ("mean", "std"))
+        return cls((r, g, b), (x, y, z))
 
     def restore(self, images: Tensor) -> Tensor:
         """Undo the normalisation; exact where nothing was resized, else to the nearest byte.
@@ -61,7 +60,7 @@ class Bytes:
         Shapes:
             (B, 3, S, S) float32 -> (B, S, S, 3) uint8, contiguous, on the same device.
         """
-        shift, scale = (_levels(x).to(images.device) for x in (self.mean, self.std))
+        shift, scale = (levels(x, images.device) for x in (self.mean, self.std))
         levels = images.mul(scale).add(shift).round().clamp(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -78,15 +77,10 @@ class RawReference:
 
     def run(self, images: Tensor) -> Tensor:
         """Probabilities of normalised images, which are rounded to bytes before."""
-        shift, scale = (_levels(x).to(images.device) for x in (self._bytes.mean, self._bytes.std))
+        shift, scale = (levels(x, images.device) for x in (self._bytes.mean, self._bytes.std))
         x = self._bytes.restore(images).permute(0, 3, 1, 2).float()
         return self._eager.run((x - shift) / scale).softmax(1)
 
     def synchronize(self) -> None:
         """Wait for eager."""
         self._eager.synchronize()
-
-
-def _levels(figures: Channels) -> Tensor:
-    """In the levels of a byte, (1, 3, 1, 1)."""
-    return torch.tensor(figures).mul(255).view(1, 3, 1, 1)

@@ -109,7 +109,7 @@ class TensorRtSession:
         for name, buffer in ((self._input, images), (self._output, logits)):
             context.set_tensor_address(name, buffer.data_ptr())
         # Not the default stream, to which TensorRT adds synchronisation.
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         for _ in range(WARMUP):
             self._enqueue(context, stream)

@@ -78,7 +78,7 @@ def time_by_kind(
     }
 
 
-class _OperatorTimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _OperatorTimes(TorchDispatchMode):
     """Notes kind, multiply-accumulates and seconds of each operator while it is entered."""
 
     def __init__(self) -> None:

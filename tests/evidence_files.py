@@ -73,12 +73,12 @@ def speaking(name: str, code: str, **others: object) -> Task:
         command=lambda place: [sys.executable, "-c", code],
         harvest=lambda place, printed: Harvest(facts={"said": printed[-1] if printed else None}),
     )
-    return replace(task, **others)  # type: ignore[arg-type]
+    return replace(task, **others)
 
 
 def run(place: Place, *tasks: Task, seconds: float = 30.0, **others: object) -> dict[str, Step]:
     """Run tasks in a call that lasts so long; return the outcomes."""
     options = {"jobs": 1, "overlap": False, "tell": lambda text: None, "later_s": 0.0} | others
-    clock = Clock(ends=time.monotonic() + RESERVE_S + seconds, later_s=options.pop("later_s"))  # type: ignore[arg-type]
-    Runner(place, clock, **options).run(tasks)  # type: ignore[arg-type]
+    clock = Clock(ends=time.monotonic() + RESERVE_S + seconds, later_s=options.pop("later_s"))
+    Runner(place, clock, **options).run(tasks)
     return place.store.outcomes()

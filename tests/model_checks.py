@@ -41,7 +41,7 @@ def seeded(name: str, **options: object) -> nn.Module:
     """A freshly initialised variant, the same in every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return create_model(name, **options)  # type: ignore[arg-type]
+        return create_model(name, **options)
 
 
 def without_dropping(model: nn.Module) -> nn.Module:
@@ -119,7 +119,7 @@ def outputs_of(parts: list[tuple[str, nn.Module]]) -> Iterator[dict[str, Tensor]
     def keep(name: str) -> object:
         return lambda module, inputs, output: found.update({name: output})
 
-    handles = [part.register_forward_hook(keep(name)) for name, part in parts]  # type: ignore[arg-type]
+    handles = [part.register_forward_hook(keep(name)) for name, part in parts]
     try:
         yield found
     finally:

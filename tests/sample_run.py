@@ -61,4 +61,4 @@ def settled(network: nn.Module, data: Dataset) -> nn.Module:
 
 
 def stored(images: object, data: Dataset) -> Tensor:
-    return Preprocessing.of(data).to_batch(images)  # type: ignore[arg-type]
+    return Preprocessing.of(data).to_batch(images)

@@ -333,8 +333,8 @@ def on_meta(augment: Augmentation) -> Augmentation:
         if isinstance(value, Tensor):
             return value.to("meta")
         if hasattr(value, "__dataclass_fields__") and not isinstance(value, Policy | Preprocessing):
-            found = {field.name: move(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
-            return replace(value, **found)  # type: ignore[type-var]
+            found = {field.name: move(getattr(value, field.name)) for field in fields(value)}
+            return replace(value, **found)
         return value
 
     for name, value in vars(augment).items():

@@ -104,7 +104,7 @@ def test_each_loop_trains_the_same_network_from_the_same_weights(name: str) -> N
     expected = create_model("resnet_20").state_dict()
 
     loop = build(name)
-    network: nn.Module = loop.trainer.plain if name == "ours-eager" else loop.network  # type: ignore[attr-defined]
+    network: nn.Module = loop.trainer.plain if name == "ours-eager" else loop.network
     before = {key: value.clone() for key, value in network.state_dict().items()}
     steps = iter(loop)
     losses = [float(next(steps)) for _ in range(3)]
@@ -121,7 +121,7 @@ def test_our_loop_goes_on_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     two_steps = few_images(load_dataset("cifar100-mini"), train=2 * TASK.batch)
     monkeypatch.setattr("benchmarks.train_bench.ours.load_dataset", lambda name: two_steps)
     loop = build("ours-eager")
-    trainer = loop.trainer  # type: ignore[attr-defined]
+    trainer = loop.trainer
 
     steps = iter(loop)
     places = []
@@ -143,13 +143,13 @@ def test_peers_compute_on_a_cpu_in_what_their_users_get() -> None:
 def test_torchvision_augments_as_its_reference_does() -> None:
     loop = build("torchvision-eager")
 
-    steps = loop.loader.dataset.transform.transforms  # type: ignore[attr-defined]
+    steps = loop.loader.dataset.transform.transforms
 
     assert [type(step).__name__ for step in steps] == [
         *("RandomCrop", "RandomHorizontalFlip", "TrivialAugmentWide", "PILToTensor"),
         *("ToDtype", "Normalize", "RandomErasing", "ToPureTensor"),
     ]
-    images, _ = next(iter(loop.loader))  # type: ignore[attr-defined]
+    images, _ = next(iter(loop.loader))
     assert images.shape == (16, 3, 32, 32)
     assert images.dtype == torch.float32
 
@@ -157,14 +157,14 @@ def test_torchvision_augments_as_its_reference_does() -> None:
 def test_timm_applies_one_operation_of_even_strength() -> None:
     loop = build("timm-eager")
 
-    crop, flip, policy, _ = loop.loader.dataset.transform.transforms  # type: ignore[attr-defined]
+    crop, flip, policy, _ = loop.loader.dataset.transform.transforms
 
     assert (crop.size, crop.padding, flip.p) == ((32, 32), 4, 0.5)
     assert policy.num_layers == 1
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {
         (1.0, 10, float("inf"))
     }
-    assert loop.loader.random_erasing.probability == 0.5  # type: ignore[attr-defined]
+    assert loop.loader.random_erasing.probability == 0.5
 
 
 # Processes that take turns ----------------------------------------------------------------------

@@ -321,7 +321,7 @@ def test_no_activation_is_denormal(name: str) -> None:
         if isinstance(output, torch.Tensor):
             found.append(bool(((output != 0) & (output.abs() < smallest)).any()))
 
-    for module in session.model.modules():  # type: ignore[attr-defined]
+    for module in session.model.modules():
         module.register_forward_hook(look)
     session.run(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 

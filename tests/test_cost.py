@@ -100,7 +100,7 @@ def test_model_is_left_as_it_is() -> None:
 
     assert model.training
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
-    assert model.stem[1].num_batches_tracked == 0  # type: ignore[index]
+    assert model.stem[1].num_batches_tracked == 0
 
 
 def test_only_trainable_parameters_count() -> None:

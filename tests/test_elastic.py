@@ -165,7 +165,7 @@ def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Pat
 )
 def test_a_launch_that_cannot_work_is_refused(wanted: dict[str, object], message: str) -> None:
     with pytest.raises(ZooError) as caught:
-        Launch(nproc=1, **wanted)  # type: ignore[arg-type]
+        Launch(nproc=1, **wanted)
 
     assert str(caught.value) == message
 
@@ -174,5 +174,5 @@ def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:
     meeting = {"nproc": 2, "nodes": (2, 4), "endpoint": "host:29400"}
 
     assert Launch(nproc=2).job != Launch(nproc=2).job
-    assert Launch(**meeting).job == "host:29400"  # type: ignore[arg-type]
-    assert Launch(**meeting, id="mine").job == "mine"  # type: ignore[arg-type]
+    assert Launch(**meeting).job == "host:29400"
+    assert Launch(**meeting, id="mine").job == "mine"

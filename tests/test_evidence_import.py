@@ -450,7 +450,7 @@ def test_one_folder_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def with_facts(run: TrainedRun, **facts: object) -> TrainedRun:
-    return replace(run, meta=replace(run.meta, model="resnet_20", **facts))  # type: ignore[arg-type]
+    return replace(run, meta=replace(run.meta, model="resnet_20", **facts))
 
 
 def test_goals_are_judged_by_whole_trainings_only(known: tuple[TrainedRun, Card]) -> None:

@@ -206,7 +206,7 @@ def test_kernels_compile_to_few_resources(capability: int, inputs: int) -> None:
 
 
 def conv(inputs: int, outputs: int, size: int, **options: object) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)  # type: ignore[arg-type]
+    return nn.Conv2d(inputs, outputs, size, **options)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class FakeFullMemory:
 
     asked: list[int]
 
-    def __call__(self, trainer: Trainer, call, *given, **named):  # type: ignore[no-untyped-def]
+    def __call__(self, trainer: Trainer, call, *given, **named):
         self.asked.append(trainer.recipe.batch_size)
         if trainer.recipe.batch_size > self.most:
             raise self.error

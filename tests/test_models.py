@@ -66,7 +66,7 @@ def test_an_option_out_of_range_is_one_line(rate: float) -> None:
 
 def test_the_catalogue_is_read_only() -> None:
     with pytest.raises(TypeError):
-        MODELS["other"] = MODELS["resnet_20"]  # type: ignore[index]
+        MODELS["other"] = MODELS["resnet_20"]
 
 
 def test_weights_of_another_model_are_refused(tmp_path) -> None:

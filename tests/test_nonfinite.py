@@ -75,8 +75,8 @@ def breaking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         )
 
     module = types.ModuleType("breaking")
-    module.forward = lambda num_classes: network(num_classes, backward=False)  # type: ignore[attr-defined]
-    module.backward = lambda num_classes: network(num_classes, backward=True)  # type: ignore[attr-defined]
+    module.forward = lambda num_classes: network(num_classes, backward=False)
+    module.backward = lambda num_classes: network(num_classes, backward=True)
     monkeypatch.setitem(sys.modules, "breaking", module)
 
 
@@ -94,7 +94,7 @@ def test_the_step_that_failed_is_found(
 ) -> None:
     monkeypatch.setattr("training.saver.SHARE_OF_TIME", 1e9)
     with pytest.raises(MachineError, match=r"infinite or NaN in epoch 2, step [34]"):
-        train(f"breaking:{name}", SHORT, runtime, FEW, runs=tmp_path)  # type: ignore[arg-type]
+        train(f"breaking:{name}", SHORT, runtime, FEW, runs=tmp_path)
     path = tmp_path / f"breaking-{name}-s0"
 
     shown = replay(path, CPU, FEW)

@@ -253,7 +253,7 @@ def test_commands_ask_for_the_name(
 ) -> None:
     run = trained(project, few)
 
-    code = main([str(run.path) if word == "RUN" else word for word in argv])  # type: ignore[operator]
+    code = main([str(run.path) if word == "RUN" else word for word in argv])
 
     err = capsys.readouterr().err
     assert code == 2

@@ -266,7 +266,7 @@ def test_pins_of_the_two_stacks() -> None:
 def test_make_accepts_the_pythons_of_pyproject(tmp_path: Path) -> None:
     lowest, highest = re.fullmatch(
         r">=3\.(\d+),<3\.(\d+)", pyproject()["project"]["requires-python"]
-    ).groups()  # type: ignore[union-attr]
+    ).groups()
     inside = range(int(lowest), int(highest))
 
     for minor in range(int(lowest) - 2, int(highest) + 2):

@@ -291,7 +291,7 @@ def test_an_interrupted_run_leaves_whole_files_or_none(
     def cut_short(self: Pretrainer, epoch: int, *rest: object) -> object:
         if epoch > complete:
             raise KeyboardInterrupt
-        return through(self, epoch, *rest)  # type: ignore[arg-type]
+        return through(self, epoch, *rest)
 
     monkeypatch.setattr(Pretrainer, "epoch", cut_short)
 

@@ -66,7 +66,7 @@ def folder(run: Checkpoint, tmp_path: Path) -> Path:
 
 def with_facts(run: Checkpoint, path: Path, **facts: object) -> Path:
     """A copy of a run of which other facts are known."""
-    return save_run(path, replace(run.meta, **facts), run.state_dict()).path  # type: ignore[arg-type]
+    return save_run(path, replace(run.meta, **facts), run.state_dict()).path
 
 
 def edit_card(folder: Path, name: str = NAME, **changes: object) -> None:
@@ -178,7 +178,7 @@ def test_with_other_classes_the_classifier_alone_is_fresh() -> None:
 
     found = create_model("resnet_20", num_classes=7, pretrained=True).state_dict()
 
-    assert_same(torch.rand(1), after)  # type: ignore[arg-type]  # the generator saw one model
+    assert_same(torch.rand(1), after)  # the generator saw one model
     trained = create_model("resnet_20", pretrained=True).state_dict()
     head = {key for key in found if found[key].shape != trained[key].shape}
     assert len(head) == 2

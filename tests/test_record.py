@@ -165,7 +165,7 @@ def test_a_records_folder_itself_can_be_named(tmp_path: Path) -> None:
 )
 def test_unreadable_records_are_named(tmp_path: Path, change: object, complaint: str) -> None:
     path = MEASUREMENT.write(tmp_path)
-    path.write_text(change(path.read_text()))  # type: ignore[operator]
+    path.write_text(change(path.read_text()))
 
     with pytest.raises(RecordError, match=f"b1-aaaaaaaaaaaa.json {complaint}"):
         read_records(tmp_path)

@@ -187,7 +187,7 @@ def found(
 
 
 def begun(path: Path, when: str, **changes: object) -> None:
-    meta = replace(Checkpoint.open(path).meta, started_at=when, **changes)  # type: ignore[arg-type]
+    meta = replace(Checkpoint.open(path).meta, started_at=when, **changes)
     save_run(path, meta)
 
 

@@ -32,7 +32,7 @@ def trainer(
 ) -> Trainer:
     torch.manual_seed(0)
     network = create_model(model, num_classes=data.num_classes)
-    chosen = Runtime(device=device, **runtime)  # type: ignore[arg-type]
+    chosen = Runtime(device=device, **runtime)
     return Trainer(network, recipe, chosen, data, Accelerator(cpu=device == "cpu"), seed=0)
 
 

@@ -27,9 +27,9 @@ def saves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     save = training.folder.save_state
 
     def spy(path: Path, state: object) -> None:
-        epoch, step = state.trainer["place"].tolist()  # type: ignore[attr-defined]
+        epoch, step = state.trainer["place"].tolist()
         seen.append((epoch, step))
-        save(path, state)  # type: ignore[arg-type]
+        save(path, state)
 
     monkeypatch.setattr(training.folder, "save_state", spy)
     return seen
@@ -46,7 +46,7 @@ class SignalInStep:
         monkeypatch.setattr(training.step.Step, "take", lambda step: self.taken(step))
 
     def taken(self, step: object) -> object:
-        answer = self.take(step)  # type: ignore[arg-type]
+        answer = self.take(step)
         self.left -= self.armed
         if self.left == 0:
             for number in self.numbers:
@@ -172,7 +172,7 @@ def test_ctrl_c_within_the_first_epoch_leaves_a_run_to_continue(
 
 def test_an_error_between_epochs_loses_no_epoch(tmp_path: Path) -> None:
     def closed(progress: object) -> None:
-        if progress.metrics:  # type: ignore[attr-defined]
+        if progress.metrics:
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
@@ -203,7 +203,7 @@ def test_a_signal_while_a_run_is_saved_waits(
         if meta.epochs_done == 2:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
-        return save_run(path, meta, tensors)  # type: ignore[arg-type]
+        return save_run(path, meta, tensors)
 
     monkeypatch.setattr(training.folder, "save_run", save)
 
@@ -225,7 +225,7 @@ def test_a_stop_between_the_state_and_the_weights_loses_nothing(
     def save(path: Path, meta: RunMeta, tensors: object = None) -> Checkpoint:
         if meta.epochs_done == 2:
             raise OSError("full disk")
-        return save_run(path, meta, tensors)  # type: ignore[arg-type]
+        return save_run(path, meta, tensors)
 
     monkeypatch.setattr(training.folder, "save_run", save)
     with pytest.raises(OSError, match="full disk"):

@@ -13,7 +13,7 @@ from training.auto_augment import Stage
 from training.philox import Numbers
 from training.recipe import Recipe
 from training.stage import apply_stage
-from zoo.preprocess import Preprocessing
+from zoo.preprocess import Preprocessing, levels
 
 ERASE_ATTEMPTS = 10  # rectangles tried before an image is left whole
 
@@ -130,8 +130,8 @@ class Augmentation:
         )
         self.line = torch.arange(size, device=device)
         self.shift, self.scale = (
-            torch.tensor(figures).mul(255).view(1, 3, 1, 1).to(device)
-            for figures in (preprocessing.mean, preprocessing.std)
+            levels(preprocessing.mean, device),
+            levels(preprocessing.std, device),
         )
 
     def __call__(

@@ -242,7 +242,7 @@ class _Step:
             y = kernel(x, weight)
             return y, *torch.autograd.grad(y, wanted, y.detach())
 
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles, and lets cuDNN choose
@@ -263,8 +263,8 @@ class _Step:
 
     def milliseconds(self) -> float:
         """Mean over a few replays."""
-        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         self.graph.replay()
         begin.record()
         for _ in range(REPLAYS):

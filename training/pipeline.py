@@ -60,10 +60,7 @@ class OnHost:
         pinned = device.type == "cuda"
         shape = (batch, *images.shape[1:])
         self.slots = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
-        self.copied = [
-            torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-            for _ in self.slots
-        ]
+        self.copied = [torch.cuda.Event() if pinned else None for _ in self.slots]
         self.here = torch.empty(shape, dtype=torch.uint8, device=device)
         self.turn = 0
 

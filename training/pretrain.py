@@ -230,7 +230,7 @@ class Pretrainer:
         self.rate.fill_(self.schedule(done))
         with autocast(self.recipe, self.device):
             loss = self.method.loss(first, second, numbers)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -188,7 +188,7 @@ def _watch(network: nn.Module) -> Iterator[tuple[list[str], list[str]]]:
         hooks.append(module.register_forward_hook(output(label)))
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            hook = parameter.register_post_accumulate_grad_hook(gradient(name))  # type: ignore[no-untyped-call]
+            hook = parameter.register_post_accumulate_grad_hook(gradient(name))
             hooks.append(hook)
     try:
         yield forward, backward

@@ -184,7 +184,7 @@ class _Asked:
         if self.teacher is not None:
             require_same_images(self.teacher, start.preprocessing)
         if self.runtime.sync_batchnorm and self.accelerator.num_processes > 1:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return Trainer(
             network,
             replace(self.recipe, batch_size=batch_size or self.recipe.batch_size),

@@ -127,7 +127,7 @@ class Step:
             MachineError: the network does something that cannot be captured, and `cuda_graphs` is
                 "on"; where it is "auto" the step then stays as it is.
         """
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_STEPS):
@@ -220,7 +220,7 @@ class Step:
         parts = self.runtime.accumulate
         if parts == 1:
             loss, right = self.forward_loss(images, labels, others, share)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()
             loss = loss.detach()
         else:
             loss, right = self._accumulate(parts, images, labels, others, share)
@@ -247,7 +247,7 @@ class Step:
             quiet = number < parts and self.accelerator.num_processes > 1
             with self.accelerator.no_sync(self.network if quiet else None):
                 loss, right = self.forward_loss(*chunk)
-                self.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss / parts).backward()
             losses.append(loss.detach())
             hits.append(right)
         return torch.stack(losses).mean(), torch.stack(hits).mean()

@@ -64,7 +64,7 @@ def capture(device: str = "cpu") -> Environment:
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         driver = _driver()
     cpu, flags = _cpu()
-    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version() if torch.version.cuda else None
     return Environment(
         device=name,
         device_count=count,

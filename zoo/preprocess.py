@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 STORED_SIZE = 32  # height and width of the images of every data set
@@ -78,7 +79,7 @@ class Preprocessing:
 
         stored = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
         x = stored.to(device).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
-        shift, scale = self._levels(x)
+        shift, scale = levels(self.mean, x.device), levels(self.std, x.device)
         return self.fit((x - shift) / scale)
 
     def fit(self, images: "Tensor") -> "Tensor":
@@ -96,7 +97,7 @@ class Preprocessing:
         if images.shape[-2:] == (size, size) and size == kept:
             return images
         if images.shape[-2:] != (size, size):
-            shift, scale = self._levels(images)
+            shift, scale = levels(self.mean, images.device), levels(self.std, images.device)
             images = F.interpolate(
                 images, size=(size, size), mode=self.interpolation, antialias=True
             ).clamp(-shift / scale, (255 - shift) / scale)
@@ -104,12 +105,9 @@ class Preprocessing:
         images = images[..., edge : edge + kept, edge : edge + kept]  # (B, 3, S, S)
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _levels(self, images: "Tensor") -> tuple["Tensor", "Tensor"]:
-        """Mean and deviation in the levels of a byte, beside `images`: (1, 3, 1, 1) each."""
-        import torch
 
-        mean, std = (
-            torch.tensor(figures).mul(255).view(1, 3, 1, 1).to(images.device, non_blocking=True)
-            for figures in (self.mean, self.std)
-        )
-        return mean, std
+def levels(figures: tuple[float, float, float], device: "torch.device | str" = "cpu") -> "Tensor":
+    """Means or deviations of pixels in [0, 1] in the levels of a byte: -> (1, 3, 1, 1)."""
+    import torch
+
+    return torch.tensor(figures).mul(255).view(1, 3, 1, 1).to(device, non_blocking=True)

@@ -134,7 +134,7 @@ def probe_loss(trainer: Trainer) -> float:
 
 def to_images(trainer: Trainer, stored: object) -> torch.Tensor:
     """What the network sees of stored images, without augmentation."""
-    return trainer.preprocessing.to_batch(stored)  # type: ignore[arg-type]
+    return trainer.preprocessing.to_batch(stored)
 
 
 def read(folder: Path) -> list[Short]:
