@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor onnx; the first export does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -86,16 +86,18 @@ def export_model(
     )
 
 
-def load_target(name: str) -> "ExportTarget":
-    """The target of this name.
+def load_target(name: str, *, provider: str | None = None) -> "ExportTarget":
+    """The target of this name; `provider` is ONNX Runtime's, as in --provider.
 
     Raises:
-        ZooError: it is unknown.
+        ZooError: it is unknown, or has no providers.
     """
     check_target(name)
+    if provider is not None and name != "onnx":
+        raise ZooError(f"--provider is for .onnx files, not for {name}: leave it out")
     module, _, attribute = TARGETS[name].partition(":")
-    target: ExportTarget = getattr(import_module(module), attribute)()
-    return target
+    build: Callable[..., ExportTarget] = getattr(import_module(module), attribute)
+    return build() if provider is None else build(provider=provider)
 
 
 def target_of(path: Path) -> str | None:

@@ -59,7 +59,7 @@ def _write(args: argparse.Namespace) -> int:
     jobs: list[tuple[ExportTarget, str]] = []
     for name, precision in itertools.product(args.to, args.precision):
         try:
-            target = load_target(name)
+            target = load_target(name, provider=args.provider if name == "onnx" else None)
             check_written(target, precision)
             jobs.append((target, precision))
         except ZooError as error:
@@ -113,7 +113,6 @@ def _write_one(
             trt_version_compatible=args.trt_version_compatible,
             trt_hardware_compatible=args.trt_hardware_compatible,
         ),
-        provider=args.provider if target.name == "onnx" else None,
         raw=raw,
     )
     if "layers" in artifact.facts:
@@ -152,9 +151,10 @@ def _prove(args: argparse.Namespace) -> int:
             proven = prove_artifact(
                 artifact,
                 references[source.path],
-                load_target(artifact.target),
+                load_target(
+                    artifact.target, provider=args.provider if artifact.target == "onnx" else None
+                ),
                 device=args.device,
-                provider=args.provider if artifact.target == "onnx" else None,
             )
         except (ZooError, OSError) as error:
             codes.append(_report(error))

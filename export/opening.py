@@ -1,16 +1,12 @@
 """Open an exported file to run it: only what its manifest vouches for, or harmless by nature."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from export import NATIVE, load_target, target_of
 from export.artifact import AGAIN, FOLDER, Artifact, check_digest, find_artifact
 from zoo.checkpoint import META, Checkpoint
-from zoo.errors import ArtifactError, ZooError
+from zoo.errors import ArtifactError
 from zoo.session import InferenceSession
-
-if TYPE_CHECKING:
-    from export.to_onnx import OnnxTarget
 
 
 def open_artifact(
@@ -44,12 +40,7 @@ def open_artifact(
         raise ArtifactError(f"there is no file {path}")
     if target is None:
         raise ArtifactError(f"{path} is no file of a format that zoo-export writes")
-    if provider is None:
-        return load_target(target).open(file, device=device)
-    if target != "onnx":
-        raise ZooError(f"--provider is for .onnx files: leave it out for {path}")
-    onnx: OnnxTarget = load_target("onnx")  # type: ignore[assignment]
-    return onnx.open(file, device=device, provider=provider)
+    return load_target(target, provider=provider).open(file, device=device)
 
 
 def open_on_tensorrt(path: str, device: str) -> InferenceSession:

@@ -41,6 +41,9 @@ class OnnxTarget:
         "int8": Tolerance(logits=None),  # held to its accuracy on the validation split
     }
 
+    def __init__(self, *, provider: str | None = None) -> None:
+        self.provider = provider  # as in --provider; None: the usual one of the device
+
     def export(
         self,
         model: nn.Module,
@@ -75,9 +78,9 @@ class OnnxTarget:
         path.write_bytes(proto.SerializeToString(deterministic=True))
         return facts
 
-    def open(self, path: Path, *, device: str, provider: str | None = None) -> OnnxSession:
-        """Run a file with ONNX Runtime; `provider` as in --provider, None for the usual one."""
-        return OnnxSession(path, device=device, provider=provider)
+    def open(self, path: Path, *, device: str) -> OnnxSession:
+        """Run a file with ONNX Runtime."""
+        return OnnxSession(path, device=device, provider=self.provider)
 
     def pending(self, path: Path, *, device: str) -> str | None:
         """Nothing: a machine that writes the format runs it."""

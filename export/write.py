@@ -18,7 +18,7 @@ from export.artifact import (
     file_digests,
     manifest_path,
 )
-from export.opening import open_artifact
+from export.opening import check_source
 from export.proof import Proof, Reference, Unproven, prove, prove_parity
 from export.raw import LAYOUT, OUTPUT, Bytes, RawModel
 from export.target import ExportOptions, ExportTarget, HasGraph, HasProxy
@@ -39,7 +39,6 @@ def write_artifact(
     *,
     precision: str,
     options: ExportOptions,
-    provider: str | None = None,
     raw: bool = False,
 ) -> Artifact:
     """Write a run's model as `target` and prove it on the test split.
@@ -74,7 +73,7 @@ def write_artifact(
         proof, session, proxy_parity = None, None, None
         try:
             if pending is None:
-                session = _open(target, part, options.device, provider)
+                session = target.open(part, device=options.device)
                 proof = prove(session, reference, tolerance)
             elif isinstance(target, HasProxy):
                 proxy_parity = prove_parity(target.proxy(part), reference, tolerance)
@@ -125,7 +124,6 @@ def prove_artifact(
     target: ExportTarget,
     *,
     device: str,
-    provider: str | None = None,
 ) -> Artifact:
     """Prove an artifact on this machine, and say so in its manifest.
 
@@ -141,7 +139,8 @@ def prove_artifact(
         raise MachineError(f"{artifact.path} cannot be proven here: {reason}")
     if artifact.is_raw:
         reference = reference.raw()
-    session = open_artifact(str(artifact.path), device, provider=provider)
+    check_source(artifact)
+    session = target.open(artifact.path, device=device)
     manifest = manifest_path(artifact.path)
     try:
         proof = prove(session, reference, target.tolerance[artifact.precision])
@@ -171,15 +170,6 @@ def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
             f"{source} belongs to {expected.name} with digest {expected.digest[:12]}..., "
             f"but {data.name} as found has {data.digest[:12]}...: point --data-dir at the same data"
         )
-
-
-def _open(target: ExportTarget, part: Path, device: str, provider: str | None) -> InferenceSession:
-    if provider is None:
-        return target.open(part, device=device)
-    from export.to_onnx import OnnxTarget
-
-    assert isinstance(target, OnnxTarget)  # refused before for all others
-    return target.open(part, device=device, provider=provider)
 
 
 def _proven(proof: Proof | None, session: InferenceSession | None) -> dict[str, Any]:
