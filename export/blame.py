@@ -2,13 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from export.to_onnx import INPUT, traced
-from zoo.errors import ZooError, first_line
+from export.inner import inner_values
+from export.to_onnx import traced
 
 if TYPE_CHECKING:
     import onnx
@@ -41,13 +41,14 @@ def first_stray(
     values = _values_of_modules(traced(model, images.repeat(2, 1, 1, 1)[:2]))
     known = {name for node in graph.graph.node for name in node.output}
     wanted = {name: module for name, module in values.items() if name in known}
-    found = _values(graph, list(wanted), images)
+    (arrays,) = inner_values(graph, list(wanted), [images.contiguous().numpy()])
     for name, module in wanted.items():
-        if module not in expected or expected[module].shape != found[name].shape:
+        found = torch.from_numpy(arrays[name])
+        if module not in expected or expected[module].shape != found.shape:
             continue
         eager = expected[module].double()
         limit = tolerance * max(1.0, eager.abs().max().item())
-        error = (found[name].double() - eager).abs().max().item()
+        error = (found.double() - eager).abs().max().item()
         if not error <= limit:  # NaN is off
             return Stray(module=module, max_abs_error=error, limit=limit)
     return None
@@ -92,28 +93,3 @@ def _values_of_modules(proto: "onnx.ModelProto") -> dict[str, str]:
     for module in inmost_first:
         values.setdefault(last[module], module)
     return values
-
-
-def _values(proto: "onnx.ModelProto", names: list[str], images: Tensor) -> dict[str, Tensor]:
-    """What ONNX Runtime computes for values inside a graph."""
-    import onnx
-    import onnxruntime
-
-    opened = onnx.ModelProto()
-    opened.CopyFrom(proto)
-    present = {output.name for output in opened.graph.output}
-    opened.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in present
-    )
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            opened.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
-        arrays: list[Any] = session.run(names, {INPUT: images.contiguous().numpy()})
-    except Exception as reason:  # ONNX Runtime's own classes share no other base
-        raise ZooError(f"ONNX Runtime does not run the graph: {first_line(reason)}") from None
-    return {
-        name: torch.from_numpy(array).float() for name, array in zip(names, arrays, strict=True)
-    }

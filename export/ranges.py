@@ -1,10 +1,12 @@
 """The range of each value in a graph that int8 is to cover, from what real images make of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from export.inner import inner_values
 
 if TYPE_CHECKING:
     import onnx
@@ -34,20 +36,22 @@ def value_ranges(
     """
     names = _values(proto, operators)
     limits = {name: (np.inf, -np.inf) for name in names}
-    for name, values in _run(proto, names, feeds):
-        low, high = limits[name]
-        limits[name] = min(low, float(values.min())), max(high, float(values.max()))
+    for batch in inner_values(proto, names, feeds()):
+        for name, values in batch.items():
+            low, high = limits[name]
+            limits[name] = min(low, float(values.min())), max(high, float(values.max()))
     if method == "minmax":
         return limits
     found = {
         name: _Magnitudes(max(abs(low), abs(high)), np.zeros(BINS, np.int64))
         for name, (low, high) in limits.items()
     }
-    for name, values in _run(proto, names, feeds):
-        histogram = found[name]
-        if histogram.largest > 0:
-            bins = (np.abs(values).ravel() * (BINS / histogram.largest)).astype(np.int32)
-            histogram.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+    for batch in inner_values(proto, names, feeds()):
+        for name, values in batch.items():
+            histogram = found[name]
+            if histogram.largest > 0:
+                bins = (np.abs(values).ravel() * (BINS / histogram.largest)).astype(np.int32)
+                histogram.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
     ranges = {}
     for name, (low, high) in limits.items():
         threshold = found[name].largest * percentile_bins(found[name].counts) / BINS
@@ -77,26 +81,3 @@ def _values(proto: "onnx.ModelProto", operators: Sequence[str]) -> list[str]:
         for name in (*node.input, *node.output)
     }
     return sorted((names & floats) - constants)
-
-
-def _run(proto: "onnx.ModelProto", names: Sequence[str], feeds: Feeds) -> Iterator[tuple[str, Any]]:
-    """Each value by its name, batch after batch."""
-    import onnx
-    import onnxruntime
-    import torch
-
-    opened = onnx.ModelProto()
-    opened.CopyFrom(proto)
-    present = {output.name for output in opened.graph.output}
-    opened.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in present
-    )
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        opened.SerializeToString(), settings, providers=["CPUExecutionProvider"]
-    )
-    source = proto.graph.input[0].name
-    for batch in feeds():
-        yield from zip(names, session.run(list(names), {source: batch}), strict=True)

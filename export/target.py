@@ -27,6 +27,15 @@ class Tolerance:
     max_drop: float | None = None  # of top-1 on the test split, in [0, 1]; None: logits say it all
 
 
+# Of formats whose kernels compute as torch's do.
+FLOATS: Mapping[str, Tolerance] = {
+    "fp32": Tolerance(logits=1e-4),
+    "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
+    "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
+}
+INT8 = Tolerance(logits=None)  # held to its accuracy on the validation split
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
     """What a writer may be told; a target reads the fields that concern it."""

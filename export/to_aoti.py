@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export.batch import check_batch
 from export.program import lowered, quiet
-from export.target import ExportOptions, Tolerance
+from export.target import FLOATS, ExportOptions
 from zoo.doctor import require_kernels
 from zoo.errors import ArtifactError, MachineError, first_line
 from zoo.machine import compiler
@@ -36,11 +36,7 @@ class AotInductorTarget:
 
     name = "aoti"
     suffix = ".aoti.pt2"
-    tolerance: Mapping[str, Tolerance] = {
-        "fp32": Tolerance(logits=1e-4),
-        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-        "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
-    }
+    tolerance = FLOATS
 
     def export(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from export.onnx_session import OnnxSession
-from export.target import MAX_BATCH, ExportOptions, Tolerance, require
+from export.target import FLOATS, INT8, MAX_BATCH, ExportOptions, Tolerance, require
 from zoo.errors import MachineError, ZooError, first_line
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class OnnxTarget:
     name = "onnx"
     suffix = ".onnx"
     tolerance: Mapping[str, Tolerance] = {
-        "fp32": Tolerance(logits=1e-4),
-        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-        "int8": Tolerance(logits=None),  # held to its accuracy on the validation split
+        "fp32": FLOATS["fp32"],
+        "fp16": FLOATS["fp16"],
+        "int8": INT8,
     }
 
     def __init__(self, *, provider: str | None = None) -> None:

@@ -3,6 +3,7 @@
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.batch import check_batch
-from export.target import ExportOptions, Tolerance, require
+from export.target import FLOATS, INT8, ExportOptions, Tolerance, require
 from zoo.errors import ArtifactError, MachineError, first_line
 
 if TYPE_CHECKING:
@@ -36,12 +37,7 @@ class OpenVinoTarget:
 
     name = "openvino"
     suffix = ".xml"
-    tolerance: Mapping[str, Tolerance] = {
-        "fp32": Tolerance(logits=1e-4),
-        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-        "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
-        "int8": Tolerance(logits=None),  # held to its accuracy on the validation split
-    }
+    tolerance: Mapping[str, Tolerance] = {**FLOATS, "int8": INT8}
 
     def export(
         self,
@@ -220,7 +216,13 @@ def verified_int8(session: OpenVinoSession) -> Mapping[str, int]:
     return found
 
 
+@cache
 def _core() -> "openvino.Core":
+    """The one of this process.
+
+    Its CPU plugin sets a signal stack for the thread that loads it, and takes it away with the
+    last user: a signal that Python handles after that would write to freed memory.
+    """
     import openvino
 
     return openvino.Core()

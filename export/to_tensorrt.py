@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from export.onnx_file import load_onnx
 from export.onnx_session import OnnxSession
-from export.target import ExportOptions, Tolerance
+from export.target import FLOATS, INT8, ExportOptions, Tolerance
 from export.tensorrt_api import AMPERE, Flavor, check_gpu, load_flavor
 from export.tensorrt_build import build_engine, check_options
 from export.tensorrt_inspect import graph_layer_types, summarise, verify_types
@@ -44,8 +44,8 @@ class TensorRtTarget:
     suffix = ".engine"
     tolerance: Mapping[str, Tolerance] = {
         "fp32": Tolerance(logits=1e-3),
-        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-        "int8": Tolerance(logits=None),  # held to its accuracy on the validation split
+        "fp16": FLOATS["fp16"],
+        "int8": INT8,
     }
 
     def export(

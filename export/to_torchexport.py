@@ -13,7 +13,7 @@ from torch.export.passes import move_to_device_pass
 
 from export.batch import check_batch
 from export.program import lowered, quiet
-from export.target import ExportOptions, Tolerance
+from export.target import FLOATS, ExportOptions
 from zoo.doctor import require_kernels
 from zoo.errors import ArtifactError, first_line
 from zoo.session import tf32
@@ -29,11 +29,7 @@ class TorchExportTarget:
 
     name = "torchexport"
     suffix = ".export.pt2"
-    tolerance: Mapping[str, Tolerance] = {
-        "fp32": Tolerance(logits=1e-4),
-        "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-        "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
-    }
+    tolerance = FLOATS
 
     def export(
         self,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 import tempfile
 import tomllib
@@ -183,7 +182,8 @@ def _merge_run(
         write_atomic(part / checkpoint.METRICS, lines)
         draw(run.metrics, part / checkpoint.CURVES)
         write_json(part / checkpoint.META, asdict(run.meta))
-        path = _free(runs, run.meta)
+        names = checkpoint.numbered(runs, checkpoint.folder_name(run.meta.model, run.meta.seed))
+        path = next(path for path in names if not path.exists())
         part.rename(path)
     done.written.append(path)
     return path
@@ -191,15 +191,6 @@ def _merge_run(
 
 def _identity(meta: checkpoint.RunMeta) -> tuple[Any, ...]:
     return (meta.model, meta.seed, meta.started_at, meta.weights_sha256)
-
-
-def _free(runs: Path, meta: checkpoint.RunMeta) -> Path:
-    """NAME, NAME-2, NAME-3... as zoo-train names its runs."""
-    name = f"{re.sub('[^A-Za-z0-9._-]+', '-', meta.model)}-s{meta.seed}"
-    number = 1
-    while (path := runs / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return path
 
 
 def _merge_weights(
@@ -216,12 +207,20 @@ def _merge_weights(
         and (folders[run.step] / checkpoint.WEIGHTS).is_file()
     ]
     for model in dict.fromkeys(run.meta.model for run in usable):
-        mine = [run for run in usable if run.meta.model == model]
+        mine = [run for run in usable if run.meta.model == model and _is_committed(run.meta)]
+        if not mine:
+            done.notes.append(f"{model}: left: trained by code that was not committed")
+            continue
         there = (shipped / f"{model}.json").is_file()
         chosen, note = choose(mine, card(model, weights=shipped) if there else None)
         if chosen is not None:
             done.written.append(store_weights(folders[chosen.step], shipped, force=True))
         done.notes.append(f"{model}: {note}")
+
+
+def _is_committed(meta: checkpoint.RunMeta) -> bool:
+    """Whether the code that trained a run can be looked up."""
+    return meta.commit is not None and "dirty" not in meta.commit
 
 
 def choose(runs: Sequence[TrainedRun], shipped: Card | None) -> tuple[TrainedRun | None, str]:

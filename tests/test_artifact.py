@@ -216,7 +216,7 @@ def test_trust_opens_no_file_of_an_unknown_kind(tmp_path: Path, name: str, messa
 def test_provider_is_for_onnx_alone(copied: Path) -> None:
     path = copied.rename(copied.with_suffix(".engine"))
 
-    with pytest.raises(ZooError, match=r"--provider is for \.onnx files, not for trt: leave it out"):
+    with pytest.raises(ZooError, match=r"is for \.onnx files, not for trt: leave it out"):
         open_artifact(str(path), "cpu", trust=True, provider="cpu")
 
 

@@ -3,6 +3,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from sample_images import varied_images
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
@@ -10,7 +11,7 @@ from torchvision.transforms.v2 import functional as vision
 from training import trivial
 from training.augment import Augmentation, Draw, Policy, epoch_seed, shuffled
 from training.philox import Numbers, make_key
-from zoo.data import MEAN, STD, load_dataset
+from zoo.data import MEAN, STD
 from zoo.preprocess import Preprocessing
 
 CPU = torch.device("cpu")
@@ -24,17 +25,7 @@ BYTES = Preprocessing(32, (0.0, 0.0, 0.0), (1 / 255,) * 3)  # leaves the levels 
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Noise, ramps, grey, two values, one value, a narrow range; real ones: (16, 3, 32, 32)."""
-    noise = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    ramp = torch.arange(0, 256, 8).expand(3, 32, 32)
-    ramps = torch.stack((ramp[0], ramp[1].T, (ramp[2] + ramp[2].T) // 2))
-    grey = noise[1:2, :1].expand(1, 3, 32, 32)
-    two = noise[2:] // 128 * 255
-    one = torch.tensor((0, 77, 255)).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    narrow = 100 + noise[:1] // 16
-    made = torch.cat((noise, ramps[None], grey, two, one, narrow)).to(torch.uint8)
-    real = torch.tensor(load_dataset("cifar100-mini").train.images[:8]).permute(0, 3, 1, 2)
-    return torch.cat((made, real))
+    return varied_images()
 
 
 def augmentation(

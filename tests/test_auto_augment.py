@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from sample_images import varied_images
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
@@ -23,7 +24,6 @@ from training.auto_augment import (
 )
 from training.jitter import UNIFORMS, color_jitter, draw, hue
 from training.stage import apply_stage, moves, retouch_all, retouch_groups
-from zoo.data import load_dataset
 
 CPU = torch.device("cpu")
 # Without a fused multiply-add torchvision rounds twice where we round once: one level of 255.
@@ -38,17 +38,7 @@ LEVELS = {"trivial": trivial.LEVELS, "rand": trivial.LEVELS, "auto": AUTO_LEVELS
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """Noise, ramps, grey, two values, one value, a narrow range; real ones: (16, 3, 32, 32)."""
-    noise = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    ramp = torch.arange(0, 256, 8).expand(3, 32, 32)
-    ramps = torch.stack((ramp[0], ramp[1].T, (ramp[2] + ramp[2].T) // 2))
-    grey = noise[1:2, :1].expand(1, 3, 32, 32)
-    two = noise[2:] // 128 * 255
-    one = torch.tensor((0, 77, 255)).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    narrow = 100 + noise[:1] // 16
-    made = torch.cat((noise, ramps[None], grey, two, one, narrow)).to(torch.uint8)
-    real = torch.tensor(load_dataset("cifar100-mini").train.images[:8]).permute(0, 3, 1, 2)
-    return torch.cat((made, real))
+    return varied_images()
 
 
 def policy(kind: str, *, size: int = 32, ops: int = 2, magnitude: int = 7) -> Policy:

@@ -71,7 +71,9 @@ def runs(cifar: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
     def get(model: str, seed: int) -> Path:
         folder = root / f"{model}-{seed}"
-        return folder if folder.exists() else a_run(folder, cifar, model=model, seed=seed)
+        if not folder.exists():
+            a_run(folder, cifar, model=model, seed=seed, commit="0123abcd")
+        return folder
 
     return get
 
@@ -252,6 +254,19 @@ def test_better_weights_take_the_place_of_others(store: Store, checkout: Path, r
     assert done.notes == [
         f"{NAME}: better weights, 60.00% on held-out images, before 50.00% on held-out images"
     ]
+
+
+@pytest.mark.parametrize("commit", [None, "0123abcd-dirty"])
+def test_weights_of_code_that_nobody_can_look_up_are_not_shipped(
+    store: Store, checkout: Path, runs: Runs, commit: str | None
+) -> None:
+    add(store, runs, commit=commit, **held_out(0.9))
+
+    done = merged(store, checkout)
+
+    assert list((checkout / "zoo" / "weights").iterdir()) == []
+    assert done.notes == [f"{NAME}: left: trained by code that was not committed"]
+    assert (checkout / "bench_results" / "runs" / f"{NAME}-s0" / "weights.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")

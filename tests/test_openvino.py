@@ -1,5 +1,7 @@
 import importlib.util
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -101,7 +103,7 @@ def test_bf16_waits_for_a_cpu_with_units(
         def get_property(self, *name: object) -> object:
             return ["FP32", "INT8"] if "OPTIMIZATION_CAPABILITIES" in name else None
 
-    monkeypatch.setattr(openvino, "Core", CpuWithoutBf16)
+    monkeypatch.setattr("export.to_openvino._core", CpuWithoutBf16)
     reason = "this CPU has no units for bf16, and OpenVINO would compute in fp32 instead"
 
     with pytest.raises(MachineError) as error:
@@ -176,6 +178,24 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
 
     assert str(error.value).startswith("OpenVINO cannot write a.xml, is the disk full? (")
     assert "\n" not in str(error.value)
+
+
+def test_signals_are_handled_after_the_last_session(written: dict[str, Path]) -> None:
+    """In a process of its own, which a signal on a freed stack would end."""
+    script = """
+import gc, os, signal, sys
+from pathlib import Path
+from export import load_target
+signal.signal(signal.SIGTERM, lambda *_: None)
+first, second = (load_target("openvino").open(Path(sys.argv[1]), device="cpu") for _ in range(2))
+del first
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", script, written["fp32"]], capture_output=True)
+
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 # Images and devices that a file does not take

@@ -375,7 +375,7 @@ def test_options_change_the_settings_of_the_method() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("queue", "--set expects FIELD=VALUE, such as --set peak_lr=0.1; got 'queue'"),
+        ("queue", "--set expects FIELD=VALUE, such as --set peak_lr=0.05; got 'queue'"),
         ("que=1", "a recipe has no field 'que': did you mean queue?"),
         ("queue=0", "recipe 'byol': queue must be 1 or more, got 0"),
         ("jitter_p=2", "recipe 'byol': jitter_p must be in [0, 1], got 2.0"),

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -62,20 +62,8 @@ class Policy:
     @classmethod
     def of(cls, recipe: Recipe) -> "Policy":
         """What a recipe asks for."""
-        return cls(
-            crop_padding=recipe.crop_padding,
-            flip_p=recipe.flip_p,
-            vertical_flip_p=recipe.vertical_flip_p,
-            augment=recipe.augment,
-            rand_ops=recipe.rand_ops,
-            rand_magnitude=recipe.rand_magnitude,
-            jitter=recipe.jitter,
-            erase_p=recipe.erase_p,
-            mixup_alpha=recipe.mixup_alpha,
-            cutmix_alpha=recipe.cutmix_alpha,
-            mix_p=recipe.mix_p,
-            alternates_plain=recipe.alternates_plain,
-        )
+        own = {field.name for field in fields(recipe)}
+        return cls(**{f.name: getattr(recipe, f.name) for f in fields(cls) if f.name in own})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -239,12 +227,21 @@ def _rectangles(policy: Policy, u: Tensor, size: int) -> Tensor:
     area = (low + (high - low) * scale) * size * size
     ratio = (flat + (tall - flat) * shape).exp()
     sides = torch.stack((area * ratio, area / ratio), dim=2).sqrt().round()  # (B, 10, 2)
-    fits = (sides < size).all(dim=2)  # (B, 10)
-    first = fits.byte().argmax(dim=1)
-    sides = sides.gather(1, first[:, None, None].expand(-1, 1, 2)).squeeze(1)  # (B, 2)
+    sides, fits = first_that_fits(sides, (sides < size).all(dim=2))
     corner = (corner * (size - sides + 1)).floor()
-    is_erased = (is_chosen < policy.erase_p) & fits.any(dim=1, keepdim=True)  # (B, 1)
+    is_erased = (is_chosen < policy.erase_p) & fits  # (B, 1)
     return torch.where(is_erased, torch.cat((corner, sides), dim=1), 0).long()
+
+
+def first_that_fits(sides: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of several tries for each image the first that fits, and whether any does.
+
+    Shapes:
+        (B, tries, 2), (B, tries) bool -> (B, 2), (B, 1) bool.
+    """
+    first = fits.byte().argmax(dim=1)
+    chosen = sides.gather(1, first[:, None, None].expand(-1, 1, 2)).squeeze(1)
+    return chosen, fits.any(dim=1, keepdim=True)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:

@@ -1,9 +1,9 @@
 """The folder of a run under way."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,8 @@ from zoo.checkpoint import (
     Checkpoint,
     DatasetInfo,
     RunMeta,
+    folder_name,
+    numbered,
     save_run,
 )
 from zoo.environment import capture, git_commit
@@ -207,11 +209,6 @@ def first_meta(
     )
 
 
-def folder_name(model: str, seed: int) -> str:
-    """The name of a run's folder: of a model's name, what is safe in a path everywhere."""
-    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model)}-s{seed}"
-
-
 def now() -> str:
     """The time as runs store it."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
@@ -222,14 +219,10 @@ def _rank(line: EpochMetrics) -> tuple[float, int]:
 
 
 def claim(runs: Path, name: str) -> Path:
-    """Make a folder that nobody had before: NAME, NAME-2, NAME-3..."""
+    """Make a folder that nobody had before."""
     runs.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = runs / (name if number == 1 else f"{name}-{number}")
-        try:
+    for path in numbered(runs, name):
+        with suppress(FileExistsError):
             path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
             return path
+    raise AssertionError("the numbers do not end")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import first_line
+from zoo.session import cudnn_benchmark
 
 MARGIN = 0.95  # of cuDNN's time; what gains less stays with cuDNN
 AGREEMENT = 0.02  # largest relative distance from cuDNN's result and gradients, in 16 bits
@@ -208,7 +209,7 @@ def _compare(
 
     x = normal(*case.shape).requires_grad_(case.needs_input_gradient)
     weight = normal(case.outputs, case.shape[1] // groups, case.size, case.size).requires_grad_()
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+    with cudnn_benchmark(True):
         theirs = _Step(cudnn, x, weight)
         failure = None
         try:

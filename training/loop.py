@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from training.augment import Augmentation, Policy
 from training.kernels import Choice, restore, use_fast_kernels
-from training.pipeline import make_source
+from training.pipeline import make_source, to_tensors
 from training.precision import DTYPES
 from training.recipe import Recipe, Runtime
 from training.step import Step
@@ -22,7 +21,7 @@ from zoo.data import Dataset, Split, validation_split
 from zoo.errors import MachineError, ZooError, first_line
 from zoo.evaluate import Accuracy, accuracy, predict
 from zoo.preprocess import Preprocessing
-from zoo.session import EagerSession
+from zoo.session import EagerSession, cudnn_benchmark
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
 PROBE_STEPS = 3
@@ -174,10 +173,11 @@ class Trainer:
         """
         stepper = self.stepper
         before = stepper.state()
-        self.kernels = self._fast_kernels()
+        self.kernels = self.kernels or self._fast_kernels()
+        stepper.train_mode()
         if stepper.epoch == 0 or stepper.step + PROBE_STEPS >= self.steps:
             stepper.begin(max(1, stepper.epoch))
-        with _cudnn_benchmark(not self.runtime.deterministic):
+        with cudnn_benchmark(not self.runtime.deterministic):
             first = self._first_step()
             if stepper.wants_graph:
                 first += self._timed(stepper.capture)
@@ -290,8 +290,7 @@ class Trainer:
             mine = slice(self.rank, None, self.world)
             seen = np.ascontiguousarray(self.held_out.images[mine])
             self._held_out_images = torch.from_numpy(seen).to(self.device)
-        images = torch.from_numpy(np.ascontiguousarray(train.images[rows].transpose(0, 3, 1, 2)))
-        return images, torch.from_numpy(np.array(train.fine[rows])).long()
+        return to_tensors(train, rows)
 
     def _require_batches(self, images: int) -> None:
         size, parts = self.recipe.batch_size, self.world * self.runtime.accumulate
@@ -361,14 +360,3 @@ class Trainer:
     def _predict(self, session: EagerSession, images: np.ndarray | Tensor) -> Tensor:
         batch = EVALUATION_BATCH[self.device.type]
         return predict(session, images, self.preprocessing, batch=batch)
-
-
-@contextmanager
-def _cudnn_benchmark(wanted: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms on shapes that it meets for the first time."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

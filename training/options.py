@@ -12,6 +12,7 @@ from training.recipe import (
     DEVICES,
     Recipe,
     Runtime,
+    read_settings,
     scaled,
     with_epochs,
     with_settings,
@@ -240,7 +241,7 @@ def make_job(args: argparse.Namespace) -> Job:
     _require_one_origin(args)
     if args.epochs is not None:
         recipe = with_epochs(recipe, args.epochs)
-    settings = dict(_setting(text) for text in args.set)
+    settings = read_settings(args.set)
     if args.scale_lr and args.batch_size is None:
         raise ZooError("--scale-lr follows the batch size: name one with --batch-size")
     if args.scale_lr:
@@ -316,10 +317,3 @@ def _launch(args: argparse.Namespace) -> Launch | None:
         id=args.rdzv_id,
         max_restarts=args.max_restarts,
     )
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
-    return name, value

@@ -2,8 +2,11 @@
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from zoo.data import Split
 
 SHARE = 0.25  # of a GPU's free memory, at most, that the images may take
 
@@ -32,6 +35,12 @@ def make_source(images: Tensor, labels: Tensor, device: torch.device, *, batch: 
         if images.numel() > SHARE * free:
             return OnHost(images, labels, device, batch=batch)
     return OnDevice(images, labels, device)
+
+
+def to_tensors(train: Split, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Some of the training images and their labels, on the host: (N, 3, H, H) uint8, (N,) int64."""
+    images = np.ascontiguousarray(train.images[rows].transpose(0, 3, 1, 2))
+    return torch.from_numpy(images), torch.from_numpy(train.fine[rows]).long()
 
 
 class OnDevice:

@@ -7,28 +7,33 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.augment import epoch_seed, shuffled
 from training.backbone import Backbone
-from training.folder import claim, folder_name, now
+from training.folder import claim, now
 from training.knn import knn_top1
-from training.loop import EVALUATION_BATCH, REPORT_SECONDS, NonFinite, OnProgress, Progress
+from training.loop import (
+    EVALUATION_BATCH,
+    REPORT_SECONDS,
+    NonFinite,
+    OnProgress,
+    Progress,
+)
 from training.memory import is_out_of_memory
 from training.methods import make_method, require_lightly
 from training.optim import make_optimizer
 from training.philox import Numbers, make_key
-from training.pipeline import make_source
+from training.pipeline import make_source, to_tensors
 from training.precision import autocast, resolve_precision
 from training.pretraining import Pretraining
 from training.processes import processes
 from training.recipe import Runtime
 from training.schedule import learning_rate
 from training.views import Views
-from zoo.checkpoint import METRICS, Checkpoint, DatasetInfo, RunMeta, save_run
+from zoo.checkpoint import METRICS, Checkpoint, DatasetInfo, RunMeta, folder_name, save_run
 from zoo.data import Dataset, validation_split
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError, ZooError
@@ -36,7 +41,7 @@ from zoo.evaluate import predict
 from zoo.files import write_atomic
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
-from zoo.session import EagerSession
+from zoo.session import EagerSession, cudnn_benchmark
 from zoo.signals import held_signals
 
 PARTS = (5, 6)  # the random numbers that the two views draw
@@ -134,10 +139,7 @@ class Pretrainer:
         self.method = make_method(settings, self.backbone)
         for part in (self.method.learns, self.method.rest):
             part.to(self.device).to(memory_format=torch.channels_last)
-        images = torch.from_numpy(
-            np.ascontiguousarray(data.train.images[rows].transpose(0, 3, 1, 2))
-        )
-        labels = torch.from_numpy(data.train.fine[rows]).long()
+        images, labels = to_tensors(data.train, rows)
         self.source = make_source(images, labels, self.device, batch=settings.batch_size)
         self.bank = images.permute(0, 2, 3, 1), labels  # (N, 32, 32, 3) on the host
         self.views = Views(settings, self.preprocessing, size=images.shape[-1], device=self.device)
@@ -252,7 +254,7 @@ def _pretrain(
     lines: list[PretrainingMetrics] = []
     meta, spent = _first_meta(trainer), 0.0
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        with cudnn_benchmark(True):
             for epoch in range(1, settings.epochs + 1):
                 line = trainer.epoch(epoch, on_progress, spent)
                 lines.append(line)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.pretraining import METHODS, Pretraining, pretraining_for
-from training.recipe import DEVICES, with_epochs, with_settings
+from training.recipe import DEVICES, read_settings, with_epochs, with_settings
 from zoo.command import Parser, positive_int, run, seed
-from zoo.errors import ZooError
 
 if TYPE_CHECKING:
     from training.pretrain import PretrainingMetrics
@@ -56,12 +55,7 @@ def make_settings(args: argparse.Namespace) -> Pretraining:
     settings = pretraining_for(args.method)
     if args.epochs is not None:
         settings = with_epochs(settings, args.epochs)
-    changes = {}
-    for text in args.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.1; got {text!r}")
-        changes[name] = value
+    changes = read_settings(args.set)
     if args.batch_size is not None:
         changes["batch_size"] = str(args.batch_size)
     return with_settings(settings, changes)

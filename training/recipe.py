@@ -1,6 +1,7 @@
 """What decides a training result, and apart from it what decides only its speed."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -179,6 +180,21 @@ def scaled(recipe: Recipe, batch_size: int) -> Recipe:
     """
     rate = recipe.peak_lr * batch_size / recipe.batch_size
     return replace(recipe, batch_size=batch_size, peak_lr=rate)
+
+
+def read_settings(texts: Iterable[str]) -> dict[str, str]:
+    """Fields and their text of options such as `--set field=value`.
+
+    Raises:
+        ZooError: one has no value.
+    """
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
+        settings[name] = value
+    return settings
 
 
 def with_settings(recipe: Settings, settings: dict[str, str]) -> Settings:

@@ -146,6 +146,7 @@ def places_of(trainer: Trainer, before: dict[str, Tensor]) -> list[str]:
     epoch, step = trainer.position
     if step == 0:
         trainer.stepper.begin(epoch)
+    trainer.stepper.train_mode()
     with _watch(trainer.plain) as (forward, backward):
         trainer.stepper.take()
     loss = _place("the loss", trainer.stepper.loss)

@@ -104,8 +104,6 @@ class Step:
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Take the next step; its loss and share of hits stay where they are until the next."""
-        if self.step == 0:
-            self.train_mode()
         self.source.bring(self._rows_on_host())
         if self.graph is None:
             self._take()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training import jitter, trivial
-from training.augment import Augmentation, Policy
+from training.augment import Augmentation, Policy, first_that_fits
 from training.philox import Numbers
 from training.pretraining import Pretraining
 from zoo.preprocess import Preprocessing
@@ -101,10 +101,8 @@ def boxes(u: Tensor, least_area: float, size: int) -> Tensor:
     narrow, wide = (math.log(edge) for edge in RATIO)
     ratio = (narrow + (wide - narrow) * ratio).exp()
     sides = torch.stack((area / ratio, area * ratio), dim=2).sqrt().round()  # (B, 10, 2)
-    fits = ((sides >= 1) & (sides <= size)).all(dim=2)  # (B, 10)
-    first = fits.byte().argmax(dim=1)
-    sides = sides.gather(1, first[:, None, None].expand(-1, 1, 2)).squeeze(1)  # (B, 2)
-    sides = torch.where(fits.any(dim=1, keepdim=True), sides, float(size))
+    sides, fits = first_that_fits(sides, ((sides >= 1) & (sides <= size)).all(dim=2))
+    sides = torch.where(fits, sides, float(size))  # (B, 2)
     corner = (corner * (size - sides + 1)).floor()
     return torch.cat((corner, sides), dim=1).long()
 

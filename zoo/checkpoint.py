@@ -1,8 +1,10 @@
 """A run folder: weights without pickles, and the facts that belong to them."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,6 +235,17 @@ def save_run(path: Path, meta: RunMeta, tensors: Mapping[str, Tensor] | None = N
         weights.write_bytes(data)
         facts.write_text(json.dumps(asdict(meta), indent=1, allow_nan=False) + "\n")
     return Checkpoint(path, meta)
+
+
+def folder_name(model: str, seed: int) -> str:
+    """The name of a run's folder: of a model's name, what is safe in a path everywhere."""
+    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model)}-s{seed}"
+
+
+def numbered(runs: Path, name: str) -> Iterator[Path]:
+    """The folders that a run of this name may get: NAME, NAME-2, NAME-3..."""
+    yield runs / name
+    yield from (runs / f"{name}-{number}" for number in itertools.count(2))
 
 
 def all_runs(runs: Path) -> list[Path]:

@@ -39,9 +39,8 @@ def predict(
         count = min(batch, len(images) - start)
         rows = [*range(start, start + count), *[start] * (batch - count)]
         x = preprocessing.to_batch(images[rows], session.device)
-        logits.append(
-            session.run(x)[:count].float().clone()
-        )  # the session may use its memory again
+        answer = session.run(x)[:count].float()
+        logits.append(answer.clone())  # the session may use its memory again
     return torch.cat(logits).cpu()
 
 

@@ -94,6 +94,17 @@ def tf32(*, allowed: bool) -> Iterator[None]:
             backend.allow_tf32 = was
 
 
+@contextmanager
+def cudnn_benchmark(wanted: bool) -> Iterator[None]:
+    """Let cuDNN try its algorithms on shapes that it meets for the first time, within the block."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def require_compiler(device: str) -> None:
     """Check what torch.compile needs on `device`.
 
