@@ -57,8 +57,8 @@ PINS = constraints/$(if $(filter v100,$(STACK)),v100,default).txt
 SYSTEM = $(if $(filter system,$(TORCH)),--system-site-packages)
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check
 PACKAGES = zoo training export profiling
-# The runtimes that tests can use on any machine; CUDA 13 and 12 do not share an environment.
-EXTRAS = $(STACK),dev,openvino$(if $(filter v100,$(STACK)),,$(COMMA)trt-rtx)
+# What tests can use on any machine; CUDA 13 and 12 do not share an environment.
+EXTRAS = $(STACK),dev,openvino,ssl,tensorboard$(if $(filter v100,$(STACK)),,$(COMMA)trt-rtx)
 COMMA = ,
 
 # Another choice is another environment: setup starts anew where the stamp's name differs.

@@ -61,8 +61,8 @@ class Bytes:
             (B, 3, S, S) float32 -> (B, S, S, 3) uint8, contiguous, on the same device.
         """
         shift, scale = (levels(x, images.device) for x in (self.mean, self.std))
-        levels = images.mul(scale).add(shift).round().clamp(0, 255)
-        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        values = images.mul(scale).add(shift).round().clamp(0, 255)
+        return values.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 class RawReference:

@@ -163,7 +163,7 @@ def test_sessions_take_turns(records: Records, folder: Path) -> None:
         turns = [who for who, _ in groupby(who for who, size in log if size == str(batch))]
         # Both are prepared and then timed in rounds; one may be done before the other.
         rounds = min(len(records[who, batch].round_calls) for who in ("first", "second"))
-        assert rounds >= 4
+        assert rounds >= 2
         assert turns[: 2 + 2 * rounds] == ["first", "second"] * (1 + rounds)
 
 

@@ -241,8 +241,9 @@ def test_every_dependency_is_pinned() -> None:
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
     stacks = {
-        "default": ("cpu", "gpu", "trt-rtx", "openvino", "dev"),  # TensorRT: NVIDIA's index decides
-        "v100": ("v100", "v100-trt", "dev"),
+        # TensorRT: NVIDIA's index decides
+        "default": ("cpu", "gpu", "trt-rtx", "openvino", "ssl", "tensorboard", "dev"),
+        "v100": ("v100", "v100-trt", "ssl", "tensorboard", "dev"),
     }
 
     for name, chosen in stacks.items():
@@ -250,6 +251,18 @@ def test_every_dependency_is_pinned() -> None:
         for requirement in (*project["dependencies"], *(r for e in chosen for r in extras[e])):
             package = re.split(r"[\[<>=~!; ]", requirement)[0]
             assert package in pinned, f"constraints/{name}.txt lacks {package}"
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    named = {
+        extra
+        for package in OURS
+        for file in (ROOT / package).rglob("*.py")
+        for extra in re.findall(r'\bextra="([^"]+)"', file.read_text())
+    }
+
+    assert named >= {"cpu", "openvino", "ssl", "tensorboard"}
+    assert named <= pyproject()["project"]["optional-dependencies"].keys()
 
 
 def test_pins_of_the_two_stacks() -> None:

@@ -87,6 +87,25 @@ def test_one_seed_gives_one_result_and_another_another(few: Dataset, tmp_path: P
     assert digests[0] != digests[2]
 
 
+def test_a_deterministic_run_has_the_same_bits_and_leaves_no_trace(
+    few: Dataset, tmp_path: Path
+) -> None:
+    fixed = replace(CPU, deterministic=True)
+    found: list[bool] = []
+
+    def look(progress: Progress) -> None:
+        found.append(torch.are_deterministic_algorithms_enabled())
+
+    first, second = (
+        train(TINY, SHORT, fixed, few, runs=tmp_path / name, on_progress=look) for name in "ab"
+    )
+
+    assert first.meta.weights_sha256 == second.meta.weights_sha256
+    assert all(found)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
 def test_the_callers_random_numbers_are_left_alone(few: Dataset, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
