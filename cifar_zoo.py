@@ -40,8 +40,10 @@ def _complaint(package: str) -> str | None:
 
 train = partial(_call, "zoo-train", "training.cli:main")
 pretrain = partial(_call, "zoo-pretrain", "training.pretrain_cli:main")
+sweep = partial(_call, "zoo-sweep", "training.cli:main_sweep")
 export = partial(_call, "zoo-export", "export.cli:main")
 evaluate = partial(_call, "zoo-eval", "export.cli:main_eval")
+predict = partial(_call, "zoo-predict", "export.cli:main_predict")
 bench = partial(_call, "zoo-bench", "profiling.cli:main")
 report = partial(_call, "zoo-report", "profiling.cli:main_report")
 list_models = partial(_call, "zoo-list", "zoo.cli:main_list", needs=("zoo",))

@@ -1,4 +1,4 @@
-"""The commands `zoo-export` and `zoo-eval`."""
+"""The commands `zoo-export`, `zoo-eval` and `zoo-predict`."""
 
 import argparse
 import itertools
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import check_precision, check_target, check_written, load_target, target_of
-from export.flags import eval_parser, export_parser
+from export.flags import eval_parser, export_parser, predict_parser
 from zoo import command
 from zoo.errors import ArtifactError, ZooError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from export.target import ExportTarget
     from zoo.checkpoint import Checkpoint, RunMeta
     from zoo.data import Dataset
+    from zoo.session import InferenceSession
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +34,12 @@ def main_eval(argv: Sequence[str] | None = None) -> int:
     return command.run("zoo-eval", lambda: _evaluate(args))
 
 
+def main_predict(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-predict`."""
+    args = predict_parser().parse_args(argv)
+    return command.run("zoo-predict", lambda: _predict(args))
+
+
 def _export(args: argparse.Namespace) -> int:
     for name in args.to:
         check_target(name)
@@ -40,7 +47,12 @@ def _export(args: argparse.Namespace) -> int:
         check_precision(name)
     if args.preprocess and "onnx" not in args.to:
         raise ZooError("--preprocess is for .onnx files: add onnx to --to")
-    return _prove(args) if args.prove else _write(args)
+    if args.prove:
+        return _prove(args)
+    wants = args.triton is not None or args.bundle is not None
+    if wants and args.paths and all(target_of(path) is not None for path in args.paths):
+        return _hand_over_files(args)
+    return _write(args)
 
 
 def _write(args: argparse.Namespace) -> int:
@@ -121,6 +133,32 @@ def _write_one(
         _say(f"{label}: {_quantised(artifact.facts['int8'])}")
     _say(_summary(artifact))
     print(artifact.path, flush=True)
+    _hand_over(artifact, args)
+
+
+def _hand_over_files(args: argparse.Namespace) -> int:
+    """Hand over files that are there already."""
+    from export.artifact import find_artifact
+
+    codes = []
+    for path in args.paths:
+        try:
+            _hand_over(find_artifact(path), args)
+        except (ZooError, OSError) as error:
+            codes.append(_report(error))
+    return codes[0] if codes else 0
+
+
+def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> None:
+    """Make what --triton and --bundle ask for."""
+    from export.bundle import write_bundle
+    from export.triton import add_to_repository
+
+    if args.bundle is not None:
+        folder = None if args.bundle is True else Path(args.bundle)
+        print(write_bundle(artifact, folder), flush=True)
+    if args.triton is not None:
+        print(add_to_repository(artifact, args.triton), flush=True)
 
 
 def _prove(args: argparse.Namespace) -> int:
@@ -156,11 +194,11 @@ def _prove(args: argparse.Namespace) -> int:
                 ),
                 device=args.device,
             )
+            _say(_summary(proven))
+            print(proven.path, flush=True)
+            _hand_over(proven, args)
         except (ZooError, OSError) as error:
             codes.append(_report(error))
-            continue
-        _say(_summary(proven))
-        print(proven.path, flush=True)
     return codes[0] if codes else 0
 
 
@@ -188,23 +226,12 @@ def _consent(run: "Checkpoint", args: argparse.Namespace) -> str | None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from export.opening import open_artifact
     from export.scores import evaluate_scores, table
     from export.write import check_dataset
-    from zoo.checkpoint import Checkpoint, newest_run
-    from zoo.doctor import require_kernels
-    from zoo.session import open_eager
+    from zoo.checkpoint import newest_run
 
     path: Path = args.path or newest_run(args.runs)
-    is_artifact = path.is_file() or target_of(path) is not None
-    source = _source(path, trust=args.trust) if is_artifact else Checkpoint.open(path).meta
-    require_kernels(args.device)
-    if is_artifact:
-        session = open_artifact(str(path), args.device, trust=args.trust, provider=args.provider)
-    elif args.provider is not None:
-        raise ZooError("--provider is for .onnx files: leave it out for a run")
-    else:
-        session = open_eager(str(path), args.device, allow=args.model)
+    source, session = _opened(path, args)
     data = _dataset(source.dataset.name, args)
     check_dataset(path, source.dataset, data)
     result = evaluate_scores(
@@ -216,6 +243,54 @@ def _evaluate(args: argparse.Namespace) -> None:
         batch=args.batch,
     )
     print(json.dumps(result.to_json(), indent=1) if args.json else table(result))
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Classify images; one that cannot be read stops no other."""
+    from dataclasses import asdict
+
+    from export.predict import predict_files, table
+    from zoo.checkpoint import newest_run
+
+    path: Path = args.artifact or args.run or newest_run(args.runs)
+    source, session = _opened(path, args)
+    found = []
+    for prediction in predict_files(
+        session,
+        args.images,
+        class_names=source.dataset.class_names,
+        preprocessing=source.input_preprocessing,
+        top=args.top,
+    ):
+        found.append(prediction)
+        if prediction.error is not None:
+            print(f"zoo-predict: {prediction.error}", file=sys.stderr)
+        elif not args.json:
+            print(table(prediction), flush=True)
+    if args.json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    return int(any(one.error is not None for one in found))
+
+
+def _opened(
+    path: Path, args: argparse.Namespace
+) -> tuple["Artifact | RunMeta", "InferenceSession"]:
+    """A run or an artifact, ready to run, and what it says of its images."""
+    from export.opening import open_artifact
+    from zoo.checkpoint import Checkpoint
+    from zoo.doctor import require_kernels
+    from zoo.session import open_eager
+
+    is_artifact = path.is_file() or target_of(path) is not None
+    source = _source(path, trust=args.trust) if is_artifact else Checkpoint.open(path).meta
+    require_kernels(args.device)
+    if is_artifact:
+        session = open_artifact(str(path), args.device, trust=args.trust, provider=args.provider)
+    elif args.provider is not None:
+        raise ZooError("--provider is for .onnx files: leave it out for a run")
+    else:
+        session = open_eager(str(path), args.device, allow=args.model)
+    return source, session
 
 
 def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":

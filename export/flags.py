@@ -1,4 +1,4 @@
-"""What `zoo-export` and `zoo-eval` may be told."""
+"""What `zoo-export`, `zoo-eval` and `zoo-predict` may be told."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,8 @@ def export_parser() -> argparse.ArgumentParser:
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="run folders, or files with --prove; without any, the newest complete run",
+        help="run folders, or files with --prove, --triton or --bundle; without any, the newest "
+        "complete run",
     )
     parser.add_argument(
         "--to",
@@ -57,20 +58,34 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="RUNS",
         help="every complete run below RUNS; without a folder, below --runs",
     )
+    parser.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="add each file to a model repository of Triton Inference Server",
+    )
+    parser.add_argument(
+        "--bundle",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="put each file into a folder with all that is needed to run it, below DIR or bundles "
+        "in its run",
+    )
     _add_common(parser)
     int8 = parser.add_argument_group("int8")
     int8.add_argument(
         "--int8-method",
         default="minmax",
         metavar="NAME",
-        help="how ranges are found: minmax (the default) or percentile",
+        help="how ranges are found: minmax, percentile or entropy",
     )
     int8.add_argument(
         "--int8-max-drop",
         type=command.share,
         default=0.005,
         metavar="SHARE",
-        help="of top-1 on the validation split that may be lost, 0.005 without it; layers stay in "
+        help="of top-1 on the validation split that may be lost; layers stay in "
         "float until it is kept",
     )
     int8.add_argument(
@@ -78,7 +93,7 @@ def export_parser() -> argparse.ArgumentParser:
         type=command.positive_int,
         default=512,
         metavar="N",
-        help="training images to find ranges from, 512 without it",
+        help="training images to find ranges from",
     )
     tensorrt = parser.add_argument_group("TensorRT")
     tensorrt.add_argument(
@@ -120,28 +135,61 @@ def eval_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=command.positive_int, default=256, metavar="N", help="images in one call"
     )
+    _add_trust(parser)
+    _add_common(parser)
+    return parser
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """All options of `zoo-predict`."""
+    parser = command.Parser(
+        "zoo-predict",
+        "Name what is on images, such as PNG and JPEG files, of any size: their central square is "
+        "resized as for training.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--artifact", type=Path, metavar="PATH", help="exported file to ask")
+    source.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="run folder to ask; without either, the newest complete run",
+    )
+    parser.add_argument(
+        "--top", type=command.positive_int, default=5, metavar="N", help="guesses for an image"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_trust(parser)
+    _add_machine(parser)
+    return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
         help="open a file that its manifest does not vouch for; engines and .pt2 files run code",
     )
-    _add_common(parser)
-    return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the run's data set lies; else ZOO_DATA",
+    )
+    _add_machine(parser)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         type=Path,
         default=Path("runs"),
         metavar="DIR",
         help="where the newest run is sought",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where the run's data set lies; else ZOO_DATA",
     )
     parser.add_argument(
         "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"

@@ -1,6 +1,7 @@
 """A run of resnet_20 that was exported once, and copies of it to do things to."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,24 @@ def data() -> Dataset:
 def exported(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     run = sample_run(tmp_path_factory.mktemp("runs") / "resnet_20-s0", data)
     return export_model(run.path, data=data)
+
+
+@pytest.fixture(scope="session")
+def raw(exported: Artifact, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """From bytes to probabilities, of a copy of the same run."""
+    run = shutil.copytree(run_of(exported), tmp_path_factory.mktemp("raw") / "run")
+    return export_model(run, data=data, raw=True)
+
+
+@pytest.fixture(scope="session")
+def in_openvino(
+    exported: Artifact, data: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """In OpenVINO's format, of a copy of the same run."""
+    if find_spec("openvino") is None:
+        pytest.skip("needs openvino: pip install '.[openvino]'")
+    run = shutil.copytree(run_of(exported), tmp_path_factory.mktemp("openvino") / "run")
+    return export_model(run, target="openvino", data=data)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import CheckpointError, ZooError
-from zoo.files import atomic_file, atomic_files, read_json, sha256_file, write_atomic, write_json
+from zoo.files import (
+    atomic_file,
+    atomic_files,
+    new_folder,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:
@@ -125,3 +133,40 @@ def test_digest(tmp_path: Path) -> None:
     digest = sha256_file(tmp_path / "a")
 
     assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "deep" / "new") as part:
+        (part / "in").mkdir()
+        (part / "in" / "a.txt").write_text("text")
+        assert not (tmp_path / "deep" / "new").exists()
+
+    assert (tmp_path / "deep" / "new" / "in" / "a.txt").read_text() == "text"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["new"]
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "deep" / "new").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def fill_a_folder(folder: Path) -> None:
+    with new_folder(folder) as part:
+        write_atomic(part / "a.txt", "new")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source", None, str(part / "b.txt"))
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill_a_folder(tmp_path / "new")
+
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "new"), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "new" / "a.txt", "old")
+
+    with pytest.raises(OSError, match="not empty") as caught, new_folder(tmp_path / "new") as part:
+        (part / "a.txt").write_text("new")
+
+    assert caught.value.filename == str(tmp_path / "new")
+    assert (tmp_path / "new" / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -16,7 +16,10 @@ from export.onnx_file import precision_of
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
+    LEVELS,
+    STEP,
     Range,
+    entropy_bins,
     percentile_bins,
     value_ranges,
 )
@@ -133,11 +136,12 @@ def test_minmax_keeps_every_number(graph: onnx.ModelProto) -> None:
     assert ranges.keys() == values  # no weights among them
 
 
-def test_lone_outliers_are_cut_off(graph: onnx.ModelProto) -> None:
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_lone_outliers_are_cut_off(graph: onnx.ModelProto, method: str) -> None:
     batch = images(256).numpy()
     batch[0, 0, 0, 0] = 400.0
 
-    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method="percentile")
+    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method=method)
 
     low, high = ranges["images"]
     assert low == batch.min()
@@ -151,6 +155,48 @@ def test_percentile_counts_values() -> None:
     bins = percentile_bins(counts)
 
     assert bins == 10 + 91  # 99.999% lie in the first ten bins and the hundredth
+
+
+def divergence(counts: np.ndarray, bins: int) -> float:
+    """Of what LEVELS levels over so many bins make of a histogram, value by value."""
+    real = [float(count) for count in counts[:bins]]
+    rounded = [0.0] * bins
+    for level in range(LEVELS):
+        mine = [k for k in range(bins) if k * LEVELS // bins == level and real[k]]
+        for k in mine:
+            rounded[k] = sum(real[j] for j in mine) / len(mine)
+    rounded[-1] = max(1.0, rounded[-1])
+    real[-1] += float(counts[bins:].sum())
+    return sum(
+        p / sum(real) * np.log(p / sum(real) / (q / sum(rounded)))
+        for p, q in zip(real, rounded, strict=True)
+        if p
+    )
+
+
+@pytest.mark.parametrize("tail", [0, 3, 3000])
+def test_entropy_finds_the_least_divergence(tail: int) -> None:
+    values = np.abs(np.random.default_rng(0).normal(size=100_000))
+    values = np.append(values, np.full(tail, 20.0))
+    counts, _ = np.histogram(values, 512, (0, values.max()))
+
+    bins = entropy_bins(counts)
+
+    tried = range(LEVELS, len(counts) + 1, STEP)
+    assert divergence(counts, bins) == pytest.approx(min(divergence(counts, n) for n in tried))
+    threshold = bins * values.max() / len(counts)
+    assert threshold > 4 if tail < 3000 else threshold == pytest.approx(20)
+
+
+def test_entropy_leaves_zeros_out_and_an_empty_histogram_alone() -> None:
+    values = np.abs(np.random.default_rng(0).normal(size=100_000))
+    counts, _ = np.histogram(values, BINS, (0, values.max()))
+    many = counts.copy()
+    counts[0] = counts[1]
+    many[0] = 10_000_000
+
+    assert entropy_bins(many) == entropy_bins(counts)
+    assert entropy_bins(np.zeros(BINS, np.int64)) == BINS
 
 
 # Graphs

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,34 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
             if error.errno is not None and (inside or error.filename is None):
                 error.filename = str(main.with_name(Path(error.filename or main).name))
             raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; rename it to `path` if the block succeeds.
+
+    Raises:
+        OSError: there is a file or a filled folder at `path`, or it cannot be written; all is as
+            it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=".part-"))
+    try:
+        yield part
+        for file in part.rglob("*"):
+            _sync(file)
+        part.chmod(0o777 & ~_umask())
+        _sync(part)
+        part.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        names = [name for name in (error.filename, error.filename2) if name is not None]
+        inside = [name for name in names if Path(name).is_relative_to(part)]
+        if error.errno is not None and (inside or not names):  # not the user's name
+            error.filename, error.filename2 = str(path), None
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

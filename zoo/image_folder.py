@@ -12,6 +12,7 @@ from zoo.data_formats import IMAGE_SHAPE, Arrays
 from zoo.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for some others Pillow starts programs
 TEST_FRACTION = 0.2
 TEST_FOLDERS = ("test", "val")
 
@@ -74,16 +75,23 @@ def _read_classes(folder: Path, *, at_least: int) -> dict[str, list[Pixels]]:
                 f"{class_folder} has {len(files)} images ({', '.join(SUFFIXES)}), "
                 f"expected at least {at_least}"
             )
-        classes[class_folder.name] = [_read_image(path) for path in files]
+        classes[class_folder.name] = [read_image(path) for path in files]
     return classes
 
 
-def _read_image(path: Path) -> Pixels:
+def read_image(path: Path) -> Pixels:
+    """Read one image as `read_image_folder` describes; one of 16 bits keeps the upper 8.
+
+    Raises:
+        DataError: it is missing, damaged or no image.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # convert would cut off all above 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if "transparency" in image.info:  # a palette's, which convert("RGB") would warn about
                 image = image.convert("RGBA")
             image = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Columns of plain text."""
+"""Columns of plain text, and text that fits into them."""
 
 from collections.abc import Container, Sequence
 
@@ -18,3 +18,8 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[lis
 def columns(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str]:
     """One line for each row, its cells aligned and two spaces apart."""
     return ["  ".join(row).rstrip() for row in aligned(rows, right=right)]
+
+
+def printable(text: str) -> str:
+    """Somebody else's text as part of a line: "?" for what ends one or steers a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
