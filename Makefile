@@ -2,8 +2,9 @@
 # make test   every feature once, against the installed package (under 10 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, bench-train, gpu, zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13,
-# TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py,
+# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, gpu, zoo-speed,
+# short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
+# STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of bench-compare),
 # BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
 # EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
 
@@ -25,8 +26,8 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 CI_EXTRA = slow and not gpu and not network
 # The exports of every network, the engines, the killed runs and the rehearsal of the GPU evidence
 # take longer than that on 2 cores: make test-all.
-CI_EXTRA_TESTS = $(addprefix tests/test_,bench_cli.py bench_untrained.py cost.py neighbours.py \
-	pretrained.py readme.py)
+CI_EXTRA_TESTS = $(addprefix tests/test_,bench_cli.py bench_untrained.py cost.py costs.py counts.py \
+	gate.py mission.py neighbours.py pretrained.py readme.py)
 
 # The main job of `make demo`.
 DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10
@@ -36,6 +37,9 @@ DEMO_REPORT = --out report
 
 # Options of tests/benchmarks/bench_train.py; without any, resnet_20 on CIFAR-100 (ZOO_DATA).
 BENCH_TRAIN =
+
+# What bench-compare times the working tree against.
+BASE ?= main
 
 # Time in all and of one call, folder and further options of tests/benchmarks/gpu_evidence.py.
 BUDGET ?= 25m
@@ -71,7 +75,8 @@ RUN = env -u PYTHONPATH PYTHONSAFEPATH=1 "$(VENV)/bin/python" -m
 PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-ci-extra check bench bench-train gpu zoo-speed short-training report setup clean FORCE
+.PHONY: demo test test-all test-ci-extra check bench bench-counts bench-compare bench-train scaling \
+	memory-format gpu zoo-speed short-training report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -100,8 +105,20 @@ check: $(DEPENDENCIES)
 bench: setup
 	OMP_NUM_THREADS=1 $(RUN) pytest -p no:xdist tests/benchmarks
 
+bench-counts: setup # parameters, MACs, nodes, bytes, graph breaks: the same on every machine
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/counts.py
+
+bench-compare: setup # a quarter of an hour; fails where a hot path is slower, not by chance
+	"$(VENV)/bin/python" tests/benchmarks/bench_compare.py "$(BASE)"
+
 bench-train: setup # half an hour alone on a machine with 2 cores, some minutes on one with a GPU
 	env -u OMP_NUM_THREADS "$(VENV)/bin/python" tests/benchmarks/bench_train.py $(BENCH_TRAIN)
+
+scaling: setup # some minutes alone on the machine
+	"$(VENV)/bin/python" tests/benchmarks/scaling.py
+
+memory-format: setup # an hour of one core; what has a record already is left
+	"$(VENV)/bin/python" tests/benchmarks/memory_format.py
 
 gpu: # whatever torch is here, without set-up; another call with the same EVIDENCE goes on
 	PYTHONPATH="$(CURDIR)" "$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))" \

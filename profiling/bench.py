@@ -1,19 +1,22 @@
 """Measure several backends side by side: one worker process each, in turns.
 
-Within a batch size every backend gets a short round in turn, and a reference kernel runs before
-each turn: what slows the machine down for a while hits all of them alike.
+Within a batch size every backend gets a short round in turn, and a reference kernel runs between
+the turns: what slows the machine down for a while hits all of them alike.
 """
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiling import samples
+from profiling.answers import Answers
+from profiling.host import LoadMeter
 from profiling.lane import RUNNING, Lane, Stored, Trial
+from profiling.latency import REFERENCE
 from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
 from profiling.record import OK, Measurement, now
 from profiling.subject import Progress, Subject
@@ -35,6 +38,7 @@ def benchmark(
     threads: int | None = None,
     data: "Dataset | None" = None,
     time_limit_s: float = 900.0,
+    l2_flush: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Measurement]:
     """Measure each subject at each batch size, in turns; one record each, whatever happens.
@@ -42,17 +46,21 @@ def benchmark(
     A measurement ends when the 95% confidence interval of its median is within 2% of it, or when
     `budget_s` is spent on warm-up and timing, with at least three calls. Opening a session and its
     first call, which compiles, come on top. The images are those of `data`'s test split where the
-    subject was trained on it, otherwise random. `time_limit_s` is how long a session may take to
-    open, or for one call or one round, before it counts as hung.
+    subject was trained on it, otherwise random. Where the same network in eager torch is known,
+    an answer that differs from its logits gives no number. `time_limit_s` is how long a session
+    may take to open, or for one call or one round, before it counts as hung. With `l2_flush` a
+    GPU's L2 cache is overwritten before each call.
 
     All sessions are open at once: give one model's backends in one call, not a whole catalogue.
 
     Raises:
-        ValueError: no batch size, or one below 1, or no budget.
+        ValueError: no batch size, or one below 1, or no budget, or `l2_flush` without a GPU.
         MachineError: not even the reference kernel runs on `device`.
     """
     if not batches or min(batches) < 1 or not budget_s > 0:
         raise ValueError(f"no benchmark with batches {tuple(batches)} and budget_s {budget_s}")
+    if l2_flush and not device.startswith("cuda"):
+        raise ValueError(f"no L2 cache to flush on device {device!r}")
     trials = [
         [Trial(subject, batch, budget_s) for subject in subjects] for batch in sorted(set(batches))
     ]
@@ -63,7 +71,9 @@ def benchmark(
             with held_signals():
                 return stack.enter_context(WorkerProcess(threads=threads))
 
+        greeting = {"device": device, "threads": threads}
         stored = _store(data, Path(folder)) if data is not None else None
+        answers = Answers(Path(folder))
         reference = start()
         lanes = [
             Lane(
@@ -73,12 +83,22 @@ def benchmark(
                 threads=threads,
                 limit_s=time_limit_s,
                 stored=_stored_for(subject, stored, data),
+                expected=answers,
                 tell=tell,
+                l2_flush=l2_flush,
             )
             for subject in subjects
         ]
+        answers.compute(
+            subjects,
+            sorted(set(batches)),
+            start,
+            greeting=greeting,
+            limit_s=time_limit_s,
+            stored_for=lambda subject: _stored_for(subject, stored, data),
+        )
         try:
-            environment = _meet(reference, lanes, device, threads, time_limit_s)
+            environment = _meet(reference, lanes, greeting, time_limit_s)
             for lane in lanes:
                 lane.open()
             for same_batch in trials:
@@ -89,7 +109,7 @@ def benchmark(
             lane.evaluate(max(batches))
     commit = git_commit()
     return [
-        _measurement(trial, lane, environment, commit)
+        _measurement(trial, lane, environment, commit, l2_flush=l2_flush)
         for lane, of_subject in zip(lanes, zip(*trials, strict=True), strict=True)
         for trial in of_subject
     ]
@@ -98,12 +118,11 @@ def benchmark(
 def _meet(
     reference: WorkerProcess,
     lanes: Sequence[Lane],
-    device: str,
-    threads: int | None,
+    greeting: Mapping[str, Any],
     limit_s: float,
 ) -> Environment:
     """Wait until every worker has loaded torch: that beside a measurement would disturb it."""
-    found = reference.ask("hello", limit_s=START_LIMIT_S, device=device, threads=threads)
+    found = reference.ask("hello", limit_s=START_LIMIT_S, **greeting)
     reference.ask("reference", limit_s=limit_s)
     for lane in lanes:
         lane.meet()
@@ -123,10 +142,16 @@ def _measure(
         lane.prepare(trial)
         if trial.status != RUNNING:
             tell(trial.subject, trial.batch, trial.status)
+    meter = LoadMeter(lambda: [reference.pid, *(lane.pid for lane in lanes if lane.pid)])
+    before = reference.ask("reference", limit_s=limit_s)
     while pairs := [(lane, trial) for lane, trial in pairs if trial.status == RUNNING]:
-        reference_ms = reference.ask("reference", limit_s=limit_s)["ms"]
         for lane, trial in pairs:
-            lane.round(trial, reference_ms)
+            taken = lane.round(trial)
+            after = reference.ask("reference", limit_s=limit_s)
+            if taken is not None:
+                trial.keep(taken, before, after)
+                lane.finish(trial, meter)
+            before = after
             stage = "timing" if trial.status == RUNNING else trial.status
             tell(trial.subject, trial.batch, stage)
 
@@ -151,7 +176,7 @@ def _teller(
                 share=statistics.fmean(trial.share for trial in every),
                 calls=len(taken),
                 p50_ms=statistics.median(taken) if taken else None,
-                half_width=samples.relative_half_width(taken),
+                half_width=trial.half_width if trial else None,
                 reason=trial.reason if trial else None,
             )
         )
@@ -160,7 +185,12 @@ def _teller(
 
 
 def _measurement(
-    trial: Trial, lane: Lane, environment: Environment, commit: str | None
+    trial: Trial,
+    lane: Lane,
+    environment: Environment,
+    commit: str | None,
+    *,
+    l2_flush: bool,
 ) -> Measurement:
     subject = trial.subject
     known: dict[str, Any] = {
@@ -195,12 +225,24 @@ def _measurement(
         round_calls=tuple(trial.round_calls),
         round_reference_ms=tuple(trial.round_reference_ms),
         budget_s=trial.budget_s,
-        budget_exhausted=trial.status == OK and not samples.is_known(trial.samples_ms),
+        budget_exhausted=trial.status == OK
+        and not samples.is_known(trial.samples_ms, trial.round_calls),
         peak_memory_mib=trial.peak_memory_mib,
         memory_method=trial.memory_method,
         environment=environment,
         commit=commit,
         created_at=now(),
+        samples_cpu_ms=tuple(trial.samples_cpu_ms),
+        samples_enqueue_ms=tuple(trial.samples_enqueue_ms),
+        samples_device_ms=tuple(trial.samples_device_ms),
+        is_l2_flushed=l2_flush,
+        reference_kernel=REFERENCE,
+        round_reference_samples_ms=tuple(trial.round_reference_samples_ms),
+        round_reference_samples_cpu_ms=tuple(trial.round_reference_samples_cpu_ms),
+        logits_error=trial.logits_error,
+        host=trial.host,
+        gpu=trial.gpu,
+        footprint=subject.footprint,
     )
 
 

@@ -1,6 +1,7 @@
 """The commands `zoo-bench` and `zoo-report`."""
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,18 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from profiling.options import IMAGE_SIZE, RESULTS, RUNS, bench_parser, report_parser
 from zoo import command
-from zoo.errors import ZooError
+from zoo.errors import RecordError, ZooError
 
 if TYPE_CHECKING:
     from profiling.record import Measurement
     from profiling.subject import Subject
     from zoo.data import Dataset
 
-RUNS, RESULTS = Path("runs"), Path("bench_results")
 TORCH_BACKENDS = ("eager", "compile")
 ONNX_ON_TENSORRT = "onnx-tensorrt"  # measured only where --backend names it
-IMAGE_SIZE = 32
 
 
 class Job(NamedTuple):
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-bench`."""
     args = bench_parser().parse_args(argv)
-    return command.run("zoo-bench", lambda: _bench(args))
+    return command.run("zoo-bench", lambda: _mode(args)(args))
 
 
 def main_report(argv: Sequence[str] | None = None) -> int:
@@ -43,113 +43,15 @@ def main_report(argv: Sequence[str] | None = None) -> int:
     return command.run("zoo-report", lambda: _report(args))
 
 
-def bench_parser() -> command.Parser:
-    """All options of `zoo-bench`."""
-    parser = command.Parser(
-        "zoo-bench",
-        "Measure a run on torch and on every artifact that was exported from it, side by side, an "
-        "ONNX file of any origin, or an untrained network on torch; writes one JSON record for "
-        "each backend and batch size.",
-    )
-    parser.add_argument(
-        "what",
-        nargs="*",
-        metavar="WHAT",
-        help="run folder, .onnx file, or names of models such as resnet_20,timm:resnet18, which "
-        "are measured untrained; without any, the newest complete run",
-    )
-    parser.add_argument(
-        "--model",
-        type=command.names,
-        metavar="NAMES",
-        help="package.module:function, networks of yours: measured untrained or, with a run of "
-        "one, imported to measure that run",
-    )
-    parser.add_argument(
-        "--zoo", action="store_true", help="measure every model of the catalogue, untrained"
-    )
-    parser.add_argument(
-        "--group", type=command.names, metavar="NAMES", help="of --zoo, only these groups"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=command.positive_int,
-        metavar="N",
-        help=f"height and width of the images of untrained networks ({IMAGE_SIZE})",
-    )
-    parser.add_argument(
-        "--batch",
-        type=command.positive_ints,
-        default="1,256",
-        metavar="SIZES",
-        help="images in one call, with commas between",
-    )
-    parser.add_argument(
-        "--budget",
-        type=command.positive_seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help="for each measurement, warm-up included; opening and the first call come on top",
-    )
-    parser.add_argument(
-        "--backend",
-        type=command.names,
-        metavar="NAMES",
-        help="only these, with commas between, such as eager,compile,onnx; without it, all",
-    )
-    parser.add_argument(
-        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
-    )
-    parser.add_argument(
-        "--threads",
-        type=command.positive_int,
-        metavar="N",
-        help="of each backend on the CPU; without it, what torch chooses",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help=f"write to DIR/records/ in place of the run's own folder ({RESULTS} for a file)",
-    )
-    parser.add_argument("--all", action="store_true", help="measure every run below --runs")
-    parser.add_argument(
-        "--runs", type=Path, default=RUNS, metavar="DIR", help="where runs are sought"
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the run's data set lies; else ZOO_DATA"
-    )
-    return parser
-
-
-def report_parser() -> command.Parser:
-    """All options of `zoo-report`."""
-    parser = command.Parser(
-        "zoo-report",
-        "Turn the records of zoo-bench into a table (Markdown, CSV), a Pareto plot (PNG, SVG) and "
-        "one static page.",
-    )
-    parser.add_argument(
-        "folders",
-        nargs="*",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where records are sought; without one, {RUNS} and {RESULTS}",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="where the report goes"
-    )
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write the tables to this Markdown file too"
-    )
-    parser.add_argument(
-        "--import",
-        dest="evidence",
-        type=Path,
-        metavar="DIR",
-        help="instead, merge what make gpu wrote on another machine into this clone of cifar-zoo",
-    )
-    return parser
+def _mode(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    """What to do; --compare, --cost, --layers and --roofline take the place of a benchmark."""
+    modes = {"compare": _compare, "cost": _cost, "layers": _layers, "roofline": _roofline}
+    chosen = [name for name in modes if getattr(args, name)]
+    if len(chosen) > 1:
+        raise ZooError(f"--{chosen[0]} and --{chosen[1]} exclude each other: leave one out")
+    if args.json and not chosen:
+        raise ZooError("--json is for --compare, --cost, --layers or --roofline: add one of them")
+    return modes[chosen[0]] if chosen else _bench
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -162,6 +64,10 @@ def _bench(args: argparse.Namespace) -> int:
             from zoo.errors import nearest
 
             raise ZooError(f"no backend named {name!r}: {nearest(name, known)}")
+    if args.l2_flush and not args.device.startswith("cuda"):
+        raise ZooError("--l2-flush is for a GPU: add --device cuda, or leave it out")
+    if args.latency_bound and not args.price_per_hour:
+        raise ZooError("--latency-bound chooses the batch of --price-per-hour: add it")
     require_kernels(args.device)
     jobs = _jobs(args)  # mistakes before minutes
     for out in {job.out for job in jobs}:
@@ -171,14 +77,76 @@ def _bench(args: argparse.Namespace) -> int:
         if len(jobs) > 1:
             _say(f"{number} of {len(jobs)}: {job.name}")
         records = _measure(job.subjects(), args)
-        _print(records)
         written = {record.write(job.out).parent for record in records}
+        _print(records, args, job.out)
         for folder in sorted(written):
             _say(f"wrote {len(records)} records to {folder}")
         # What is missing but was not asked for is a fact of this machine, not a failure.
         bad = {FAILED} if args.backend is None else {record.status for record in records} - {OK}
         code = max(code, int(any(record.status in bad for record in records)))
     return code
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from profiling.compare import compare, text, to_json
+
+    if args.what or args.model or args.all or args.zoo:
+        raise ZooError("--compare measures nothing: name no run or model beside its two paths")
+    damaged: list[RecordError] = []
+    comparison = compare(*args.compare, on_damage=damaged.append)
+    for error in damaged:
+        _say(f"left out: {error}")
+    print(json.dumps(to_json(comparison), indent=1) if args.json else text(comparison).rstrip())
+    return 1 if damaged else 0
+
+
+def _cost(args: argparse.Namespace) -> int:
+    from profiling.costs import cost_rows, cost_text
+
+    subjects = [s for job in _jobs(args) for s in job.subjects() if s.backend != "compile"]
+    if args.json:
+        print(json.dumps(cost_rows(subjects, args.batch), indent=1))
+    else:
+        print(cost_text(subjects, args.batch), end="")
+    return 0
+
+
+def _layers(args: argparse.Namespace) -> int:
+    from profiling.layers import layers_text, of_subject
+
+    if args.backend:
+        raise ZooError("--layers takes eager torch, whose layers can be timed: no --backend")
+    subjects = [s for job in _jobs(args) for s in job.subjects() if s.backend == "eager"]
+    if len(subjects) != 1:
+        raise ZooError(f"--layers takes one run or one model, got {len(subjects)}: name one")
+    times = of_subject(
+        subjects[0],
+        batches=args.batch,
+        budget_s=args.budget,
+        device=args.device,
+        threads=args.threads,
+    )
+    if args.json:
+        print(json.dumps([one.to_json() for one in times], indent=1))
+    else:
+        print("\n".join(layers_text(one) for one in times), end="")
+    return 0
+
+
+def _roofline(args: argparse.Namespace) -> int:
+    from profiling import roofline
+    from zoo.doctor import require_kernels
+
+    if args.what or args.model or args.all or args.zoo:
+        raise ZooError("--roofline measures the device alone: name no run or model beside it")
+    require_kernels(args.device)
+    roof = roofline.measure(args.device, args.threads)
+    folders = [folder for folder in (roofline.cache(), args.out) if folder is not None]
+    paths = [roofline.keep(roof, folder) for folder in folders]
+    print(json.dumps(roof.to_json(), indent=1) if args.json else roofline.text(roof))
+    for path in paths:
+        _say(f"wrote {path}")
+    return 0
 
 
 def _known_backends() -> tuple[str, ...]:
@@ -333,6 +301,7 @@ def _measure(subjects: Sequence["Subject"], args: argparse.Namespace) -> list["M
             device=args.device,
             threads=args.threads,
             data=data,
+            l2_flush=args.l2_flush,
             on_progress=display,
         )
 
@@ -359,29 +328,41 @@ def _data(subjects: Sequence["Subject"], data_dir: Path | None) -> "Dataset | No
     return data
 
 
-def _print(records: Sequence["Measurement"]) -> None:
-    from profiling.display import heading, results
+def _print(records: Sequence["Measurement"], args: argparse.Namespace, out: Path) -> None:
+    from profiling.display import heading, notes, results
+    from profiling.price import Price
+    from profiling.roofline import roof_of
 
+    roof = roof_of(records, args.device, args.threads, out, _say)
+    price = Price(args.price_per_hour, args.latency_bound) if args.price_per_hour else None
     print(heading(records[0]))
-    print(results(records), flush=True)
+    print(results(records, price=price, roof=roof), end="")
+    for note in notes(records, price=price, roof=roof):
+        print(note)
+    print(flush=True)
 
 
 def _report(args: argparse.Namespace) -> int:
     if args.evidence is not None:
         return _import(args)
     from profiling.record import read_records
+    from profiling.roofline import read_roofs
 
     folders = args.folders or [folder for folder in (RUNS, RESULTS) if folder.is_dir()]
-    records = read_records(*folders)
+    damaged: list[RecordError] = []
+    records = read_records(*folders, on_damage=damaged.append)
+    roofs = read_roofs(*folders, on_damage=damaged.append)
+    for error in damaged:
+        print(f"zoo-report: left out: {error}", file=sys.stderr)
     if not records:
         sought = " and ".join(map(str, folders or (RUNS, RESULTS)))
         raise ZooError(f"no records in {sought}: measure a run with zoo-bench")
     from profiling.report import write_report
 
-    report = write_report(records, args.out, readme=args.readme)
+    report = write_report(records, args.out, readme=args.readme, roofs=roofs)
     print(report.markdown)
     print(report.page)
-    return 0
+    return 1 if damaged else 0
 
 
 def _import(args: argparse.Namespace) -> int:

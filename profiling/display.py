@@ -6,12 +6,23 @@ from typing import TYPE_CHECKING
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from profiling.record import FAILED, OK, SKIPPED
-from profiling.tables import mebibytes, millions, number, percent, run_name
+from profiling.roofline import ROOF_NOTE, share_of_roof
+from profiling.tables import (
+    busy_note,
+    mebibytes,
+    millions,
+    number,
+    percent,
+    run_name,
+    throttle_note,
+)
 from zoo.display import LiveDisplay
 from zoo.text import columns
 
 if TYPE_CHECKING:
+    from profiling.price import Price
     from profiling.record import Measurement
+    from profiling.roofline import Roof
     from profiling.subject import Progress
 
 NAME_COLUMNS = 2  # of `results`
@@ -52,32 +63,83 @@ def timing_text(progress: "Progress") -> str:
     return f"{number(progress.p50_ms)} ms{known}, {progress.calls} calls"
 
 
-def results(records: Sequence["Measurement"]) -> str:
-    """The table that zoo-bench prints: one line a measurement that has numbers."""
-    header = ("backend", "precision", "batch", "p50 ms", "p90 ms", "p99 ms", "+-%", "calls")
-    lines = [[*header, "images/s", "memory MiB", "file MiB", "top-1 %"]]
-    for record in records:
-        if record.status == OK:
-            lines.append(
-                [
-                    record.backend,
-                    record.precision,
-                    str(record.batch),
-                    number(record.p50_ms),
-                    number(record.p90_ms),
-                    number(record.p99_ms),
-                    percent(record.ci_half_width, 1),
-                    str(len(record.samples_ms)),
-                    number(record.images_per_s),
-                    number(record.peak_memory_mib),
-                    mebibytes(record.file_bytes),
-                    percent(record.top1),
-                ]
-            )
-    if len(lines) == 1:
+def results(
+    records: Sequence["Measurement"], *, price: "Price | None" = None, roof: "Roof | None" = None
+) -> str:
+    """The table that zoo-bench prints: one line a measurement that has numbers.
+
+    A GPU adds what its own clock says, a roof which share of it was reached, a price what a million
+    images cost at the best batch size.
+    """
+    measured = [record for record in records if record.status == OK]
+    if not measured:
         return ""
-    right = range(NAME_COLUMNS, len(lines[0]))
-    return "".join(f"{line}\n" for line in columns(lines, right=right))
+    has_device_times = any(record.samples_device_ms for record in measured)
+    best = [] if price is None else price.best(measured)
+    lines = []
+    for record in measured:
+        ratio, first_ms = record.relative, record.first_call_ms
+        line = {
+            "backend": record.backend,
+            "precision": record.precision,
+            "batch": str(record.batch),
+            "p50 ms": number(record.p50_ms),
+            "p90": number(record.p90_ms),
+            "p95": number(record.p95_ms),
+            "p99": number(record.p99_ms),
+            "min": number(record.min_ms),
+            "mean": number(record.mean_ms),
+            "sd": number(record.sd_ms),
+            "+-%": percent(record.ci_half_width, 1),
+            "calls": str(len(record.samples_ms)),
+            "x ref": "" if ratio is None else number(ratio.value),
+        }
+        if has_device_times:
+            line["device ms"] = number(record.device_p50_ms)
+            line["enqueue ms"] = number(record.enqueue_p50_ms)
+        line |= {
+            "images/s": number(record.images_per_s),
+            "memory MiB": number(record.peak_memory_mib),
+            "file MiB": mebibytes(record.file_bytes),
+            "load s": number(record.load_s),
+            "first s": number(None if first_ms is None else first_ms / 1e3),
+            "top-1 %": percent(record.top1),
+        }
+        if roof is not None:
+            line["roof %"] = percent(share_of_roof(record, roof), 1)
+        if price is not None:
+            line["per million"] = number(price.per_million(record)) if record in best else ""
+        lines.append(line)
+    texts = [list(lines[0]), *(list(line.values()) for line in lines)]
+    right = range(NAME_COLUMNS, len(texts[0]))
+    return "".join(f"{line}\n" for line in columns(texts, right=right))
+
+
+def notes(
+    records: Sequence["Measurement"], *, price: "Price | None" = None, roof: "Roof | None" = None
+) -> list[str]:
+    """What a reader must know beside the table."""
+    measured = [record for record in records if record.status == OK]
+    if not measured:
+        return []
+    lines = [f"x ref: in units of a reference kernel of the same moments, {_clock(measured[0])}."]
+    lines += [note for note in (busy_note(measured), throttle_note(measured)) if note]
+    exhausted = sum(record.budget_exhausted for record in measured)
+    if exhausted:
+        lines.append(
+            f"{exhausted} of {len(measured)} ran out of time before the median was known to "
+            "within 2%: a longer --budget helps."
+        )
+    if any(share_of_roof(record, roof) is not None for record in measured):
+        lines.append(f"roof %: {ROOF_NOTE}")
+    if price is not None:
+        bound = price.latency_bound_ms
+        within = "" if bound is None else f" with 99% of the calls within {bound:g} ms"
+        lines.append(
+            f"per million: price of a million images at {price.per_hour:g} an hour, at the fastest "
+            f"batch size{within}; loading and the first call are not in it."
+        )
+    return lines
 
 
 def heading(record: "Measurement") -> str:
@@ -99,3 +161,8 @@ def heading(record: "Measurement") -> str:
 
 def _why(progress: "Progress") -> str:
     return f"{progress.stage}: {progress.reason}" if progress.reason else progress.stage
+
+
+def _clock(record: "Measurement") -> str:
+    is_cpu_time = record.environment.device == "cpu" and record.environment.threads == 1
+    return "CPU time by CPU time" if is_cpu_time else "wall time by wall time"

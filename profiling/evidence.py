@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling.record import Measurement
+from profiling.roofline import Roof
 from zoo.checkpoint import RunMeta
 from zoo.environment import Environment
 from zoo.errors import RecordError
@@ -23,8 +24,8 @@ SCHEMA = 1
 RECORDS, RUNS, WEIGHTS = "records.jsonl", "runs.jsonl", "weights-{}.zip"
 SUMMARY, LOG = "summary.md", "log.txt"
 MOST_WEIGHTS = 4_000_000  # bytes of one file inside the archives
-STEP, MACHINE, MEASUREMENT, TRAINING, ARTIFACT = (
-    *("step", "machine", "measurement", "training", "artifact"),
+STEP, MACHINE, MEASUREMENT, TRAINING, ARTIFACT, ROOF = (
+    *("step", "machine", "measurement", "training", "artifact", "roof"),
 )
 OK, FAILED, SKIPPED, CUT = "ok", "failed", "skipped", "cut"
 
@@ -84,6 +85,7 @@ class Evidence:
     training: tuple[Mapping[str, Any], ...] = ()  # lines of the benchmark of training loops
     artifacts: tuple[Mapping[str, Any], ...] = ()  # manifests of exported files
     runs: tuple[TrainedRun, ...] = ()
+    roofs: tuple[Roof, ...] = ()
 
     def weights_of(self, run: TrainedRun) -> bytes | None:
         """The .safetensors file of a run as it was written; None where it was left behind.
@@ -116,9 +118,14 @@ def read_evidence(folder: Path) -> Evidence:
             f"{folder} holds no evidence: expected a {RECORDS}, as make gpu writes it"
         )
     found: dict[str, list[Any]] = {
-        kind: [] for kind in (STEP, MACHINE, MEASUREMENT, TRAINING, ARTIFACT)
+        kind: [] for kind in (STEP, MACHINE, MEASUREMENT, TRAINING, ARTIFACT, ROOF)
     }
-    kinds: dict[str, Any] = {STEP: Step, MACHINE: Machine, MEASUREMENT: Measurement}
+    kinds: dict[str, Any] = {
+        STEP: Step,
+        MACHINE: Machine,
+        MEASUREMENT: Measurement,
+        ROOF: Roof,
+    }
     for place, line in _lines(folder / RECORDS):
         kind = line.get("kind")
         if kind not in found:
@@ -133,6 +140,7 @@ def read_evidence(folder: Path) -> Evidence:
         training=tuple(line["value"] for line in found[TRAINING]),
         artifacts=tuple(line["value"] for line in found[ARTIFACT]),
         runs=tuple(runs),
+        roofs=tuple(found[ROOF]),
     )
 
 

@@ -14,6 +14,7 @@ from profiling import evidence
 from profiling.evidence import Evidence, TrainedRun, read_evidence
 from profiling.evidence_summary import summary
 from profiling.record import read_record
+from profiling.roofline import keep, kept
 from zoo import checkpoint
 from zoo.errors import RecordError, ZooError
 from zoo.files import write_atomic, write_json
@@ -122,6 +123,10 @@ def _merge_measurements(found: Evidence, results: Path, done: Merged) -> None:
         if path.is_file() and read_record(path).created_at >= record.created_at:
             continue
         done.written.append(record.write(results))
+    for roof in found.roofs:
+        known = kept(roof.environment.key, results)
+        if known is None or known.created_at < roof.created_at:
+            done.written.append(keep(roof, results))
 
 
 def _merge_lines(found: Evidence, results: Path, done: Merged) -> None:

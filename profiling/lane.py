@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from profiling import samples
+from profiling import answers, samples
+from profiling.host import LoadMeter
 from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
-from profiling.record import FAILED, OK, SKIPPED
+from profiling.record import FAILED, OK, SKIPPED, GpuState, HostLoad
 from profiling.subject import Subject
 
-ROUNDS = 8  # into which a budget is cut
-LEAST_ROUNDS = 4  # before a measurement may end: a median of one moment says little
+ROUNDS = 12  # into which a budget is cut
+LEAST_ROUNDS = 6  # before a measurement may end: fewer give no interval of their medians
 LEAST_CALLS = 3
 WARM_UP_SHARE = 0.2  # of the budget, at most
 SETTLE_SHARE = 0.1  # a call shorter than this share of a round may go uncounted at its start
@@ -36,8 +37,16 @@ class Trial:
     call_ms: float = 0.0  # median of the last round or warm-up window
     spent_s: float = 0.0  # of the budget
     samples_ms: list[float] = field(default_factory=list)
+    samples_cpu_ms: list[float] = field(default_factory=list)
+    samples_enqueue_ms: list[float] = field(default_factory=list)
+    samples_device_ms: list[float] = field(default_factory=list)
     round_calls: list[int] = field(default_factory=list)
     round_reference_ms: list[float] = field(default_factory=list)
+    round_reference_samples_ms: list[tuple[float, ...]] = field(default_factory=list)
+    round_reference_samples_cpu_ms: list[tuple[float, ...]] = field(default_factory=list)
+    round_gpu: list[dict[str, Any]] = field(default_factory=list)  # worker.Worker._gpu_state
+    logits_error: float | None = None
+    host: HostLoad | None = None
     peak_memory_mib: float | None = None
     memory_method: str | None = None
 
@@ -48,12 +57,57 @@ class Trial:
             return False
         if self.spent_s >= self.budget_s:
             return True
-        return len(self.round_calls) >= LEAST_ROUNDS and samples.is_known(self.samples_ms)
+        if len(self.round_calls) < LEAST_ROUNDS:
+            return False
+        return samples.is_known(self.samples_ms, self.round_calls)
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the interval of the median so far, as a share of it."""
+        return samples.relative_half_width(self.samples_ms, self.round_calls)
 
     @property
     def share(self) -> float:
         """How much of it is done."""
         return min(1.0, self.spent_s / self.budget_s) if self.status == RUNNING else 1.0
+
+    def keep(self, taken: dict[str, Any], *references: dict[str, Any]) -> None:
+        """Add the answers of a round, and those of the reference kernel before and after it."""
+        self.samples_ms += taken["wall_ms"]
+        self.samples_cpu_ms += taken["cpu_ms"]
+        self.samples_enqueue_ms += taken["enqueue_ms"]
+        self.samples_device_ms += taken["device_ms"]
+        self.round_calls.append(len(taken["wall_ms"]))
+        wall_ms, cpu_ms = (
+            tuple(ms for reference in references for ms in reference[clock])
+            for clock in ("wall_ms", "cpu_ms")
+        )
+        self.round_reference_ms.append(statistics.median(wall_ms))
+        self.round_reference_samples_ms.append(wall_ms)
+        self.round_reference_samples_cpu_ms.append(cpu_ms)
+        self.round_gpu += [taken["gpu"]] if taken["gpu"] is not None else []
+        self.call_ms = statistics.median(taken["wall_ms"])
+
+    @property
+    def gpu(self) -> GpuState | None:
+        """What NVML said after the rounds."""
+        if not self.round_gpu:
+            return None
+
+        def each(name: str) -> list[Any]:
+            return [state[name] for state in self.round_gpu if state[name] is not None]
+
+        energies, images = each("energy_mj"), self.batch * sum(self.round_calls)
+        is_metered = len(energies) == len(self.round_gpu)
+        reasons = {reason for met in each("throttled_by") for reason in met}
+        return GpuState(
+            clock_mhz=tuple(each("clock_mhz")),
+            memory_clock_mhz=tuple(each("memory_clock_mhz")),
+            temperature_c=tuple(each("temperature_c")),
+            throttled_by=tuple(sorted(reasons)) if each("throttled_by") else None,
+            peak_memory_mib=max(each("grown_mib"), default=None),
+            energy_mj_per_image=round(sum(energies) / images, 6) if is_metered else None,
+        )
 
     def end(self, status: str, reason: str) -> None:
         """Keep the status and the reason, and drop every number."""
@@ -78,13 +132,16 @@ class Lane:
         threads: int | None,
         limit_s: float,
         stored: Stored | None,
+        expected: answers.Answers,
         tell: Tell,
+        l2_flush: bool = False,
     ) -> None:
         self.subject = subject
         self.stored = stored
         self.accuracy: dict[str, Any] | None = None
         self._start = start
-        self._greeting = {"device": device, "threads": threads}
+        self._greeting = {"device": device, "threads": threads, "l2_flush": l2_flush}
+        self._expected = expected
         self._limit_s = limit_s
         self._tell = tell
         self._opened: dict[str, Any] | None = None  # the answer of the open session
@@ -94,6 +151,11 @@ class Lane:
             self._worker = start()
         else:
             self._closed = SKIPPED, subject.unavailable
+
+    @property
+    def pid(self) -> int | None:
+        """The process of its worker; None where there is none."""
+        return self._worker.pid if self._worker is not None and self._worker.is_alive else None
 
     def meet(self) -> None:
         """Wait until the worker has loaded torch."""
@@ -130,8 +192,8 @@ class Lane:
         except WorkerError as error:
             trial.end(FAILED, str(error))
 
-    def round(self, trial: Trial, reference_ms: float) -> None:
-        """Time calls for a part of the budget; take the peak memory when that was the last part."""
+    def round(self, trial: Trial) -> dict[str, Any] | None:
+        """Time calls for a part of the budget; None where that failed."""
         left_s = max(0.0, trial.budget_s - trial.spent_s)
         seconds = min(trial.budget_s / ROUNDS, left_s)
         try:
@@ -140,18 +202,25 @@ class Lane:
                 seconds=seconds,
                 least=1 if seconds < left_s else max(1, LEAST_CALLS - len(trial.samples_ms)),
                 settle=1e-3 * trial.call_ms < SETTLE_SHARE * seconds,
-            )["samples_ms"]
-            trial.samples_ms += taken
-            trial.round_calls.append(len(taken))
-            trial.round_reference_ms.append(reference_ms)
-            trial.call_ms = statistics.median(taken)
-            trial.spent_s += max(seconds, 1e-3 * sum(taken))
-            if trial.is_enough:
-                peak = self._ask("peak_memory")
-                trial.peak_memory_mib, trial.memory_method = peak["mib"], peak["method"]
-                trial.status = OK
+            )
         except WorkerError as error:
             trial.end(FAILED, str(error))
+            return None
+        trial.spent_s += max(seconds, 1e-3 * sum(taken["wall_ms"]))
+        return taken
+
+    def finish(self, trial: Trial, meter: LoadMeter) -> None:
+        """When that was the last round, take the peak memory and what `meter` says."""
+        if not trial.is_enough:
+            return
+        try:
+            peak = self._ask("peak_memory")
+        except WorkerError as error:
+            trial.end(FAILED, str(error))
+            return
+        trial.peak_memory_mib, trial.memory_method = peak["mib"], peak["method"]
+        trial.host = meter.read()
+        trial.status = OK
 
     def evaluate(self, batch: int) -> None:
         """Measure an accuracy that nobody knows yet; where that fails it stays unknown."""
@@ -178,15 +247,17 @@ class Lane:
             batch=trial.batch,
             image_shape=self.subject.image_shape,
             stored=self.stored,
+            expected=self._expected.expected(self.subject, trial.batch),
         )
-        reason = complaint(first, trial)
+        precision = self._opened["precision"]
+        reason = complaint(first, trial, precision)
         if reason is not None:
             trial.end(FAILED, reason)
             return
-        trial.first_call_ms = first["ms"]
+        trial.first_call_ms, trial.logits_error = first["ms"], first["error"]
         trial.load_s = self._opened["load_s"]
         trial.runtime = self._opened["runtime"]
-        trial.precision = self._opened["precision"]
+        trial.precision = precision
 
     def _warm_up(self, trial: Trial) -> None:
         self._tell(self.subject, trial.batch, "warming up")
@@ -207,7 +278,7 @@ class Lane:
         return self._worker
 
 
-def complaint(first: dict[str, Any], trial: Trial) -> str | None:
+def complaint(first: dict[str, Any], trial: Trial, precision: str) -> str | None:
     """What is wrong with the logits of the first call; None where nothing is."""
     shape, classes = tuple(first["shape"]), trial.subject.num_classes
     if shape[:1] != (trial.batch,) or (classes is not None and shape[1:] != (classes,)):
@@ -215,4 +286,10 @@ def complaint(first: dict[str, Any], trial: Trial) -> str | None:
         return f"wrong answer: logits of shape {shape}, expected ({trial.batch}, {width})"
     if not first["is_finite"]:
         return "wrong answer: some logits are not finite"
+    error, limit = first["error"], answers.limit(precision, takes_bytes=first["takes_bytes"])
+    if error is not None and error > limit:
+        return (
+            f"wrong answer: logits differ from eager's by {error:.2g} of the largest, more than "
+            f"the {limit:g} of {precision}"
+        )
     return None

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profiling.footprint import Footprint
+from profiling.onnx_footprint import footprint_of_graph
 from zoo.cost import Cost
 from zoo.errors import ZooError
 
@@ -26,6 +28,7 @@ class OnnxModel:
     cost: Cost
     image_shape: tuple[int, int, int]  # (C, H, W)
     num_classes: int | None  # None where the output is no (B, K)
+    footprint: Footprint | None  # None where a shape is unknown
 
 
 def cost_of_onnx(path: Path) -> Cost:
@@ -63,7 +66,15 @@ def read_onnx(path: Path) -> OnnxModel:
         cost=Cost(_params(model.graph, onnx), None if macs is None else macs // batch),
         image_shape=(dims[1].dim_value, dims[2].dim_value, dims[3].dim_value),
         num_classes=output[1] if output is not None and len(output) == 2 else None,
+        footprint=_footprint(model.graph, shapes, inputs[0].name, batch),
     )
+
+
+def _footprint(graph: Any, shapes: dict[str, Shape], image: str, batch: int) -> Footprint | None:
+    if any(node.op_type in UNCOUNTED for node in graph.node):
+        return None
+    stored = {tensor.name: tensor for tensor in _tensors(graph)}
+    return footprint_of_graph(graph, shapes, stored, image=image, batch=batch)
 
 
 def _load(path: Path, onnx: Any) -> Any:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from zoo.errors import OUT_OF_MEMORY
+
 START_LIMIT_S = 600.0  # to import torch, on a loaded machine with a cold disk
 GOODBYE_S = 5.0  # how long an idle worker may take to end by itself
 OPEN_MP = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -47,6 +49,11 @@ class WorkerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.is_alive = True
+
+    @property
+    def pid(self) -> int:
+        """Its number, and that of its process group."""
+        return self._process.pid
 
     def ask(self, do: str, *, limit_s: float, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its answer.
@@ -123,7 +130,9 @@ class WorkerProcess:
         code = self._process.returncode
         if code < 0:
             name = signal.Signals(-code).name
-            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            words = self._last_words()
+            starved = name == "SIGKILL" or OUT_OF_MEMORY.search(words)
+            hint = " (out of memory?)" if starved else ""
             return f"the process was ended by {name}{hint}"
         return f"the process ended with exit code {code}: {self._last_words()}"
 

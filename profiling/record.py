@@ -3,19 +3,23 @@
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from profiling import samples
+from profiling.footprint import Footprint, intensity
 from zoo.environment import Environment
 from zoo.errors import RecordError
 from zoo.files import read_json, write_atomic
 from zoo.plain import from_plain
 
-SCHEMA = 1
+SCHEMA = 2  # described in record.schema.json
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+FIRST_REFERENCE = "product of two 512 x 512 float32 matrices"  # of all records of schema 1
+BUSY = 0.05  # a share of the CPU's time in other hands that is worth saying
 RECORDS = "records"  # the folder name by which records are found
 STUDY = "study.json"  # in a folder whose records have a report of their own
 
@@ -31,6 +35,32 @@ class Source:
     weights_sha256: str
     dataset: str
     dataset_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostLoad:
+    """Who else used the CPU between the first and the last round; shares of all its cores' time."""
+
+    others: float  # other processes of this machine
+    steal: float  # other machines, where this one is virtual
+    clock_mhz: float | None = None  # mean of the cores at the end; None where nothing tells
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the times must be read with care."""
+        return self.others + self.steal > BUSY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuState:
+    """What NVML said of the GPU at the end of each round; None or empty where it does not tell."""
+
+    clock_mhz: tuple[int, ...] = ()  # of the multiprocessors
+    memory_clock_mhz: tuple[int, ...] = ()
+    temperature_c: tuple[int, ...] = ()
+    throttled_by: tuple[str, ...] | None = None  # reasons that were met in any round
+    peak_memory_mib: float | None = None  # largest of the rounds, less that before opening
+    energy_mj_per_image: float | None = None  # of the whole device, over the timed calls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +97,9 @@ class Measurement:
     is_stationary: bool | None  # successive warm-up windows agreed before their time was up
     samples_ms: tuple[float, ...]  # every timed call, input copies excluded
     round_calls: tuple[int, ...]  # how many of them each interleaved round gave
-    round_reference_ms: tuple[float, ...]  # median of the reference kernel in each of those rounds
+    round_reference_ms: tuple[
+        float, ...
+    ]  # median of the reference kernel around each of those rounds
     budget_s: float
     budget_exhausted: bool  # the time ended before the median was known
     peak_memory_mib: float | None  # None where it cannot be told
@@ -75,6 +107,19 @@ class Measurement:
     environment: Environment
     commit: str | None  # of cifar-zoo, where it ran from a checkout
     created_at: str  # ISO 8601, UTC
+    # Since schema 2. A list that belongs to calls is empty, or has an entry for each of them.
+    samples_cpu_ms: tuple[float, ...] = ()  # CPU time of the process, all its threads
+    samples_enqueue_ms: tuple[float, ...] = ()  # until a call on a GPU had returned
+    samples_device_ms: tuple[float, ...] = ()  # between CUDA events before and after a call
+    is_l2_flushed: bool = False  # the GPU's L2 cache was overwritten before each call
+    reference_kernel: str = FIRST_REFERENCE
+    # Each call of it, for each round; it ran just before and just after that round.
+    round_reference_samples_ms: tuple[tuple[float, ...], ...] = ()
+    round_reference_samples_cpu_ms: tuple[tuple[float, ...], ...] = ()
+    logits_error: float | None = None  # largest difference from eager's by its largest logit
+    host: HostLoad | None = None
+    gpu: GpuState | None = None
+    footprint: Footprint | None = None  # of the network before export
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -87,6 +132,11 @@ class Measurement:
             "round_calls": sum(self.round_calls) == len(self.samples_ms)
             and all(calls > 0 for calls in self.round_calls),
         }
+        for name in ("samples_cpu_ms", "samples_enqueue_ms", "samples_device_ms"):
+            checks[name] = len(getattr(self, name)) in (0, len(self.samples_ms))
+        for name in ("round_reference_samples_ms", "round_reference_samples_cpu_ms"):
+            rounds = getattr(self, name)
+            checks[name] = len(rounds) in (0, len(self.round_calls)) and all(rounds)
         for name, holds in checks.items():
             if not holds:
                 raise ValueError(f"{name} does not fit the other fields")
@@ -102,6 +152,18 @@ class Measurement:
         return None if self.macs is None else 2 * self.macs
 
     @property
+    def activation_bytes(self) -> int | None:
+        """The most that a call holds at once beside the weights, in float32."""
+        return None if self.footprint is None else self.footprint.activation_bytes(self.batch)
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs of a call by the least bytes that it moves in this precision."""
+        if self.footprint is None or self.macs is None:
+            return None
+        return intensity(self.footprint, self.macs, self.batch, self.precision)
+
+    @property
     def p50_ms(self) -> float | None:
         """Median time of a call."""
         return statistics.median(self.samples_ms) if self.samples_ms else None
@@ -110,6 +172,11 @@ class Measurement:
     def p90_ms(self) -> float | None:
         """Nine calls of ten are at least as fast."""
         return samples.percentile(self.samples_ms, 0.90) if self.samples_ms else None
+
+    @property
+    def p95_ms(self) -> float | None:
+        """Of fewer than 20 calls, the slowest."""
+        return samples.percentile(self.samples_ms, 0.95) if self.samples_ms else None
 
     @property
     def p99_ms(self) -> float | None:
@@ -122,6 +189,31 @@ class Measurement:
         return min(self.samples_ms, default=None)
 
     @property
+    def mean_ms(self) -> float | None:
+        """Arithmetic mean of the calls."""
+        return statistics.fmean(self.samples_ms) if self.samples_ms else None
+
+    @property
+    def sd_ms(self) -> float | None:
+        """Standard deviation of the calls; None of a single one."""
+        return statistics.stdev(self.samples_ms) if len(self.samples_ms) > 1 else None
+
+    @property
+    def cpu_p50_ms(self) -> float | None:
+        """Median CPU time of a call."""
+        return statistics.median(self.samples_cpu_ms) if self.samples_cpu_ms else None
+
+    @property
+    def enqueue_p50_ms(self) -> float | None:
+        """Median time until a call on a GPU had returned."""
+        return statistics.median(self.samples_enqueue_ms) if self.samples_enqueue_ms else None
+
+    @property
+    def device_p50_ms(self) -> float | None:
+        """Median time of a call on the GPU's own clock."""
+        return statistics.median(self.samples_device_ms) if self.samples_device_ms else None
+
+    @property
     def images_per_s(self) -> float | None:
         """Throughput at the median time, one call after the other."""
         return 1e3 * self.batch / statistics.median(self.samples_ms) if self.samples_ms else None
@@ -129,25 +221,35 @@ class Measurement:
     @property
     def ci_half_width(self) -> float | None:
         """Half the 95% confidence interval of the median, as a share of it."""
-        return samples.relative_half_width(self.samples_ms)
+        return samples.relative_half_width(self.samples_ms, self.round_calls)
 
     @property
     def ci_reached(self) -> bool:
         """Whether the median is known as well as the bench wants it."""
-        return samples.is_known(self.samples_ms)
+        return samples.is_known(self.samples_ms, self.round_calls)
+
+    @property
+    def relative(self) -> samples.Ratio | None:
+        """Time of a call in units of the reference kernel of the same moments.
+
+        Of one thread on a CPU both are CPU times, which other processes disturb less, and of each
+        round the mean: where two hardware threads share a core, calls have one of two speeds, and
+        a median is either of them.
+        """
+        on_one_thread = self.environment.device == "cpu" and self.environment.threads == 1
+        references = self.round_reference_samples_cpu_ms
+        if on_one_thread and self.samples_cpu_ms and references:
+            return samples.paired_ratio(
+                self.samples_cpu_ms, self.round_calls, references, middle=statistics.fmean
+            )
+        medians = [(ms,) for ms in self.round_reference_ms]
+        return samples.paired_ratio(self.samples_ms, self.round_calls, medians)
 
     @property
     def reference_ratio(self) -> float | None:
-        """Median over the rounds of their median time by that of the reference kernel.
-
-        What slows the whole machine down slows both, so this drifts less than a time.
-        """
-        ratios = []
-        start = 0
-        for calls, reference_ms in zip(self.round_calls, self.round_reference_ms, strict=True):
-            ratios.append(statistics.median(self.samples_ms[start : start + calls]) / reference_ms)
-            start += calls
-        return statistics.median(ratios) if ratios else None
+        """The value of `relative`."""
+        ratio = self.relative
+        return None if ratio is None else ratio.value
 
     @property
     def file_name(self) -> str:
@@ -156,13 +258,21 @@ class Measurement:
         label = "-".join((*parts, self.artifact_sha256[:12]))
         return re.sub(r"[^A-Za-z0-9._-]", "_", label) + ".json"
 
+    def path_in(self, folder: Path) -> Path:
+        """Where it lies below a folder."""
+        return folder / RECORDS / self.environment.key / self.file_name
+
     def write(self, folder: Path) -> Path:
         """Write to <folder>/records/<environment key>/, in place of an older one of this name."""
-        path = folder / RECORDS / self.environment.key / self.file_name
-        value = asdict(self) | {"environment": self.environment.to_json()}
-        lines = (f" {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
+        path = self.path_in(folder)
+        lines = (f" {json.dumps(key)}: {json.dumps(item)}" for key, item in to_json(self).items())
         write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
         return path
+
+
+def to_json(record: Measurement) -> dict[str, Any]:
+    """What a record file holds; described in record.schema.json."""
+    return asdict(record) | {"environment": record.environment.to_json()}
 
 
 def now() -> str:
@@ -192,22 +302,33 @@ def read_record(path: Path) -> Measurement:
         ) from None
 
 
-def read_records(*folders: Path) -> list[Measurement]:
+def read_records(
+    *folders: Path, on_damage: Callable[[RecordError], None] | None = None
+) -> list[Measurement]:
     """Every record in a folder named `records` at or below one of `folders`; other JSON is left.
 
     A folder with a `study.json` has a report of its own: its records are read where it is named,
-    and left by whoever names a folder above it.
+    and left by whoever names a folder above it. With `on_damage`, a record that cannot be read is
+    reported to it and left out.
 
     Raises:
         RecordError: a record is damaged or of a newer schema, or a folder does not exist.
     """
-    found: dict[Path, Measurement] = {}
+    found: dict[Path, Measurement | None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise RecordError(f"there is no folder {folder}: measure a run with zoo-bench")
         for path in _record_files(folder.resolve()):
-            found.setdefault(path, read_record(path))
-    return list(found.values())
+            if path in found:
+                continue
+            try:
+                found[path] = read_record(path)
+            except RecordError as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+                found[path] = None
+    return [record for record in found.values() if record is not None]
 
 
 def _record_files(folder: Path) -> Iterator[Path]:

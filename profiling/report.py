@@ -2,24 +2,28 @@
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from profiling import plots
 from profiling.record import Measurement
+from profiling.roofline import ROOF_NOTE, Roof, share_of_roof
 from profiling.tables import (
     LEFT_COLUMNS,
     Table,
+    busy_note,
     cells,
     csv_text,
     efficiency_tables,
     markdown,
+    throttle_note,
 )
 from zoo.files import atomic_file
 
 TITLE = "Efficiency of the models"
+PLOTS = {"pareto": "Accuracy against latency", "roofline": "Speed under the roof"}
 DEMONSTRATION = (
     "cifar100-mini is a small subset of CIFAR-100, shipped for demonstrations and tests: these are "
     "bounded demonstration runs, not CIFAR-100 results."
@@ -31,10 +35,10 @@ AS_INITIALISED = (
 METHOD = (
     "A time is the median over single calls of one session, warmed up until stationary and "
     "synchronised after each call; input copies, loading and compilation are excluded. The "
-    "backends took turns, one process each. Beside it stand half of its 95% confidence interval "
-    "and, in brackets, the number of calls. FLOPs are two per multiply-accumulate of convolutions "
-    "and matrix products, for one image. Accuracy is that of the very file that was timed; an "
-    "empty cell was not measured."
+    "backends took turns, one process each. Beside it stand half of its 95% confidence interval, "
+    "disagreement of the turns included, and, in brackets, the number of calls. FLOPs are two per "
+    "multiply-accumulate of convolutions and matrix products, for one image. Accuracy is that of "
+    "the very file that was timed; an empty cell was not measured."
 )
 CSS = """
 :root { color-scheme: light; --text: #1f2328; --quiet: #59636e; --line: #d1d9e0; --mark: #fff8c5; }
@@ -62,34 +66,41 @@ class Report:
 
 
 def write_report(
-    records: Sequence[Measurement], out: Path, *, readme: Path | None = None
+    records: Sequence[Measurement],
+    out: Path,
+    *,
+    readme: Path | None = None,
+    roofs: Mapping[str, Roof] | None = None,
 ) -> Report:
-    """Write efficiency.md, efficiency.csv, pareto.png, pareto.svg and index.html into `out`.
+    """Write efficiency.md, efficiency.csv, index.html and plots as PNG and SVG into `out`.
 
     The same records give the same bytes, in whatever order they come. `readme` is one more
-    Markdown file, with the plot in it, for a folder that people browse. Without a row that has
-    both accuracy and latency there is no plot, and one of an earlier report is removed.
+    Markdown file, with the plots in it, for a folder that people browse. pareto.svg needs a row
+    with both accuracy and latency, roofline.svg the roof of a row's environment key in `roofs`;
+    without, there is no plot, and one of an earlier report is removed.
     """
-    tables = efficiency_tables(records)
-    plot = plots.pareto_plot(tables)
+    tables = efficiency_tables(records, roofs)
+    drawn = {"pareto": plots.pareto_plot(tables), "roofline": plots.roofline_plot(tables)}
     text = markdown_text(tables)
     contents: dict[Path, bytes | str] = {
         out / "efficiency.md": f"# {TITLE}\n\n{text}",
         out / "efficiency.csv": csv_text(tables),
-        out / "index.html": page(tables, None if plot is None else plot["svg"].decode()),
+        out / "index.html": page(
+            tables, {name: plot["svg"].decode() for name, plot in drawn.items() if plot}
+        ),
     }
-    for kind in ("png", "svg"):
-        if plot is not None:
-            contents[out / f"pareto.{kind}"] = plot[kind]
+    for name, plot in drawn.items():
+        contents |= {out / f"{name}.{kind}": data for kind, data in (plot or {}).items()}
     if readme is not None:
-        contents[readme] = _readme(text, out, readme, has_plot=plot is not None)
+        plotted = [name for name, plot in drawn.items() if plot]
+        contents[readme] = _readme(text, out, readme, plotted=plotted)
     with ExitStack() as stack:  # all or none is renamed
         for path, content in contents.items():
             part = stack.enter_context(atomic_file(path))
             part.write_bytes(content.encode() if isinstance(content, str) else content)
-    if plot is None:
+    for name in (name for name, plot in drawn.items() if plot is None):
         for kind in ("png", "svg"):
-            (out / f"pareto.{kind}").unlink(missing_ok=True)
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
     return Report(out / "index.html", tuple(contents), text)
 
 
@@ -124,11 +135,15 @@ def notes(table: Table) -> list[str]:
         lines.append(AS_INITIALISED)
     methods = sorted({r.memory_method or "" for row in table.rows for r in row.by_batch.values()})
     lines += [f"Peak MiB: {method}." for method in methods if method]
-    if any(not r.ci_reached for row in table.rows for r in row.by_batch.values()):
+    records = [record for row in table.rows for record in row.by_batch.values()]
+    if any(not record.ci_reached for record in records):
         lines.append(
-            "A median whose interval is wider than +-2% ran out of its time budget: compare it "
-            "with care."
+            "A median whose interval is wider than +-2% was not known better when its measurement "
+            "ended: compare it with care."
         )
+    lines += [note for note in (busy_note(records), throttle_note(records)) if note]
+    if any(share_of_roof(record, table.roof) is not None for record in records):
+        lines.append(f"Roof %: {ROOF_NOTE}")
     return lines
 
 
@@ -141,8 +156,8 @@ def missing(table: Table) -> list[str]:
     ]
 
 
-def page(tables: Sequence[Table], svg: str | None) -> str:
-    """One HTML file that needs no other."""
+def page(tables: Sequence[Table], drawings: Mapping[str, str]) -> str:
+    """One HTML file that needs no other; `drawings` are SVG, by the keys of PLOTS."""
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
@@ -160,9 +175,9 @@ def page(tables: Sequence[Table], svg: str | None) -> str:
         if gaps:
             items = "".join(f"<li>{html.escape(line)}</li>\n" for line in gaps)
             parts.append(f"<p>Not measured:</p>\n<ul>\n{items}</ul>\n")
-    if svg is not None:
+    for name, svg in drawings.items():
         drawing = svg[svg.index("<svg") :]  # without the XML prologue
-        parts.append(f"<h2>Accuracy against latency</h2>\n{drawing}\n")
+        parts.append(f"<h2>{PLOTS[name]}</h2>\n{drawing}\n")
     parts.append(f'<h2>How it was measured</h2>\n<p class="quiet">{html.escape(METHOD)}</p>\n')
     return "".join(parts) + "</body>\n</html>\n"
 
@@ -184,9 +199,9 @@ def _html_table(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _readme(text: str, out: Path, readme: Path, *, has_plot: bool) -> str:
+def _readme(text: str, out: Path, readme: Path, *, plotted: Sequence[str]) -> str:
     folder = Path(os.path.relpath(out, readme.parent)).as_posix()
-    plot = f"![Accuracy against latency]({folder}/pareto.svg)\n\n" if has_plot else ""
+    plot = "".join(f"![{PLOTS[name]}]({folder}/{name}.svg)\n\n" for name in plotted)
     return (
         f"# Measured results\n\nWritten by `zoo-report` from the records beside this file; do not "
         f"edit it. The same as [one page]({folder}/index.html) and as "

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from profiling.footprint import Footprint
 from profiling.record import Source
-from profiling.subject import Subject
+from profiling.subject import Opening, Subject
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.evaluate import Accuracy
 
 ARTIFACT_OPENER = "export.opening:open_artifact"  # called by the worker; checks the digest
+OPEN_EAGER = "zoo.session:open_eager"
 CATALOGUE_SIZE = 32  # height and width of the images whose MACs the catalogue promises
 
 
@@ -74,13 +76,16 @@ def run_subjects(
     Raises:
         CheckpointError: the folder is no run, its weights are not usable, or `allow` is missing.
     """
+    from profiling.activation import footprint_of
     from zoo.checkpoint import WEIGHTS, Checkpoint
     from zoo.cost import cost_of_model
 
     checkpoint = Checkpoint.open(run)
     meta = checkpoint.meta
     preprocessing = meta.input_preprocessing
-    cost = cost_of_model(checkpoint.model(allow=allow), preprocessing.image_shape)
+    network = checkpoint.model(allow=allow)
+    cost = cost_of_model(network, preprocessing.image_shape)
+    footprint = footprint_of(network, preprocessing.image_shape)
     is_evaluated = meta.test_top1 is not None
 
     def subject(backend: str, opener: str, *, is_own: bool, unavailable: str | None) -> Subject:
@@ -96,6 +101,7 @@ def run_subjects(
             num_classes=len(meta.dataset.class_names),
             params=cost.params,
             macs=cost.macs,
+            footprint=footprint,
             top1=meta.test_top1 if is_own else None,
             top5=meta.test_top5 if is_own else None,
             accuracy_images=meta.dataset.test_images if is_own and is_evaluated else None,
@@ -111,12 +117,13 @@ def run_subjects(
             ),
             preprocessing=preprocessing,
             allow=allow,
+            eager=None if is_own else Opening(OPEN_EAGER, str(checkpoint.path), allow),
             unavailable=unavailable,
         )
 
     fault = _compiler_fault(device)
     # The test accuracy of a run is that of eager: its training measured it that way.
-    eager = subject("eager", "zoo.session:open_eager", is_own=True, unavailable=None)
+    eager = subject("eager", OPEN_EAGER, is_own=True, unavailable=None)
     compiled = subject("compile", "zoo.session:open_compiled", is_own=False, unavailable=fault)
     return [eager, compiled, *(_exported(eager, artifact) for artifact in artifacts)]
 
@@ -131,6 +138,7 @@ def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
         opener=ARTIFACT_OPENER,
         path=str(artifact.path),
         allow=None,
+        eager=Opening(eager.opener, eager.path, eager.allow),
         artifact_sha256=artifact.sha256,
         file_bytes=artifact.size_bytes,
         top1=accuracy.top1 if accuracy else None,
@@ -163,6 +171,7 @@ def onnx_subject(file: Path, *, opener: str) -> Subject:
         num_classes=model.num_classes,
         params=model.cost.params,
         macs=model.cost.macs,
+        footprint=model.footprint,
     )
 
 
@@ -191,7 +200,7 @@ def model_subjects(name: str, *, image_size: int = 32, device: str = "cpu") -> l
     """
     from zoo.session import UNTRAINED_CLASSES
 
-    cost, digest = _structure(name, image_size)
+    cost, footprint, digest = _structure(name, image_size)
     eager = Subject(
         model=name,
         backend="eager",
@@ -204,26 +213,29 @@ def model_subjects(name: str, *, image_size: int = 32, device: str = "cpu") -> l
         num_classes=UNTRAINED_CLASSES,
         params=cost.params,
         macs=cost.macs,
+        footprint=footprint,
     )
     compiled = replace(
         eager,
         backend="compile",
         opener="zoo.session:open_untrained_compiled",
+        eager=Opening(eager.opener, eager.path),
         unavailable=_compiler_fault(device),
     )
     return [eager, compiled]
 
 
-def _structure(name: str, image_size: int) -> tuple["Cost", str]:
+def _structure(name: str, image_size: int) -> tuple["Cost", Footprint | None, str]:
     """What a network costs, and a digest of its name, its image size and its state dict."""
     import torch
 
+    from profiling.activation import footprint_of
     from zoo.cost import Cost, cost_of_model
     from zoo.models import MODELS, create_model
     from zoo.own import is_own
 
     entries: list[tuple[str, list[int], str]] = []
-    spec, cost = MODELS.get(name), Cost(None, None)
+    spec, cost, footprint = MODELS.get(name), Cost(None, None), None
     with suppress(Exception):  # the worker's to report, if it cannot build the network either
         # A network of the user's may compute something while it is built: that one gets storage.
         with nullcontext() if is_own(name) else torch.device("meta"):
@@ -233,8 +245,9 @@ def _structure(name: str, image_size: int) -> tuple["Cost", str]:
             cost = Cost(spec.params, spec.macs)
         else:
             cost = cost_of_model(network, (3, image_size, image_size))
+        footprint = footprint_of(network, (3, image_size, image_size))
     text = json.dumps([name, image_size, entries])
-    return cost, hashlib.sha256(text.encode()).hexdigest()
+    return cost, footprint, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compiler_fault(device: str) -> str | None:

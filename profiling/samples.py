@@ -3,9 +3,11 @@
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 MEDIAN_TARGET = 0.02  # a median is known once its interval reaches no further than this share
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantile by number of values
 EXACT_UP_TO = 1000  # samples; above, the binomial ranks are approximated
 
 
@@ -20,32 +22,86 @@ def percentile(samples: Sequence[float], share: float) -> float:
     return sorted(samples)[math.ceil(share * len(samples)) - 1]
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
+def median_interval(
+    samples: Sequence[float], rounds: Sequence[int] = ()
+) -> tuple[float, float] | None:
     """A 95% confidence interval of the median from order statistics.
 
     Each sample falls below the true median with probability 1/2, whatever the distribution, so
     the ranks follow from the binomial distribution alone. None below six samples: even their
     whole range covers the median less often than that.
+
+    `rounds` says how many successive samples were taken at a stretch. A machine that is slow for
+    a while makes the calls of one round resemble each other, and then they say less than as many
+    independent ones: the interval also holds that of the median of the rounds' own medians, each
+    of which counts as one observation (Student's t below six of them, order statistics above).
     """
     rank = _lower_rank(len(samples))
     if rank == 0:
         return None
     ordered = sorted(samples)
-    return ordered[rank - 1], ordered[-rank]
+    low, high = ordered[rank - 1], ordered[-rank]
+    if len(rounds) > 1:
+        of_rounds = _interval_of_few([statistics.median(x) for x in by_round(samples, rounds)])
+        low, high = min(low, of_rounds[0]), max(high, of_rounds[1])
+    return low, high
 
 
-def relative_half_width(samples: Sequence[float]) -> float | None:
-    """Half the 95% interval of the median, as a share of the median; None below six samples."""
-    interval = median_interval(samples)
+def relative_half_width(samples: Sequence[float], rounds: Sequence[int] = ()) -> float | None:
+    """Half the 95% interval of the median, as a share of the median; None where there is none."""
+    interval = median_interval(samples, rounds)
     if interval is None:
         return None
     return (interval[1] - interval[0]) / 2 / statistics.median(samples)
 
 
-def is_known(samples: Sequence[float]) -> bool:
+def is_known(samples: Sequence[float], rounds: Sequence[int] = ()) -> bool:
     """Whether the median is known to within MEDIAN_TARGET."""
-    width = relative_half_width(samples)
+    width = relative_half_width(samples, rounds)
     return width is not None and width <= MEDIAN_TARGET
+
+
+def by_round(samples: Sequence[float], rounds: Sequence[int]) -> Iterator[Sequence[float]]:
+    """The samples of each round."""
+    start = 0
+    for calls in rounds:
+        yield samples[start : start + calls]
+        start += calls
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as long as the reference kernel of the same moments something takes."""
+
+    value: float
+    interval: tuple[float, float] | None  # 95%; None below six rounds
+
+
+def paired_ratio(
+    samples: Sequence[float],
+    rounds: Sequence[int],
+    references: Sequence[Sequence[float]],
+    *,
+    middle: Callable[[Sequence[float]], float] = statistics.median,
+) -> Ratio | None:
+    """The median over the rounds of the `middle` of their samples by that of their references.
+
+    What slows the machine down for a while slows both sides of a pair, so this drifts less than a
+    time. Its interval takes each round as one observation. None without rounds.
+    """
+    pairs = zip(by_round(samples, rounds), references, strict=True)
+    ratios = [middle(taken) / middle(reference) for taken, reference in pairs]
+    return Ratio(statistics.median(ratios), median_interval(ratios)) if ratios else None
+
+
+def _interval_of_few(values: Sequence[float]) -> tuple[float, float]:
+    """A 95% interval of the median of two values or more."""
+    interval = median_interval(values)
+    if interval is not None:
+        return interval
+    middle = statistics.median(values)
+    reach = STUDENT[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return middle - reach, middle + reach
 
 
 @functools.lru_cache(maxsize=1024)

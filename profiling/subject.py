@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass
 
+from profiling.footprint import Footprint
 from profiling.record import Source
 from zoo.preprocess import Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a worker comes to a session: `opener` is the "module:function" to call with a path."""
+
+    opener: str
+    path: str
+    allow: str | None = None  # the user's own network that the opener may import
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +34,7 @@ class Subject:
     num_classes: int | None = None  # None: logits of any width are a right answer
     params: int | None = None
     macs: int | None = None
+    footprint: Footprint | None = None
     top1: float | None = None
     top5: float | None = None
     accuracy_images: int | None = None
@@ -31,6 +42,7 @@ class Subject:
     source: Source | None = None
     preprocessing: Preprocessing | None = None  # of stored images; None: that of their data set
     allow: str | None = None  # the user's own network that the opener may import
+    eager: Opening | None = None  # the same network in torch: what its answers are held against
     unavailable: str | None = None  # why this machine cannot run it: skipped with this reason
 
 

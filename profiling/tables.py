@@ -6,21 +6,31 @@ A table holds one environment and one data set; records that differ in either ne
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from profiling.record import OK, Measurement
+from profiling.roofline import Roof, share_of_roof
 from zoo.environment import Environment
 from zoo.text import aligned
 
 CSV_FIELDS = (
     *("model", "backend", "runtime", "precision", "batch", "status", "reason"),
     *("top1", "top5", "accuracy_images", "params", "macs", "flops", "file_bytes"),
-    *("p50_ms", "p90_ms", "p99_ms", "min_ms", "ci_half_width", "ci_reached", "images_per_s"),
-    *("reference_ratio", "peak_memory_mib", "memory_method", "load_s", "first_call_ms"),
-    *("input", "artifact_sha256", "created_at"),
+    *("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "mean_ms", "sd_ms", "cpu_p50_ms"),
+    *("device_p50_ms", "enqueue_p50_ms", "ci_half_width", "ci_reached", "images_per_s"),
+    *(
+        "reference_ratio",
+        "logits_error",
+        "peak_memory_mib",
+        "memory_method",
+        "load_s",
+        "first_call_ms",
+    ),
+    *("activation_bytes", "intensity", "input", "artifact_sha256", "created_at"),
 )
+HOST_FIELDS, GPU_FIELDS = ("others", "steal"), ("peak_memory_mib", "energy_mj_per_image")
 UNTRAINED = "untrained"  # in place of a run
 USUAL_IMAGE = (32, 32)  # height and width, not worth saying
 
@@ -66,6 +76,7 @@ class Table:
     rows: tuple[Row, ...]
     batches: tuple[int, ...]  # that any row has, ascending
     missing: tuple[Measurement, ...]  # newest of their kind, and without numbers
+    roof: Roof | None = None  # of the environment, where it was measured
 
 
 def run_name(record: Measurement) -> str:
@@ -106,18 +117,24 @@ def latency_points(table: Table) -> list[Point]:
     return points
 
 
-def efficiency_tables(records: Iterable[Measurement]) -> list[Table]:
-    """Group records by environment and data set, the newest of each kind alone."""
+def efficiency_tables(
+    records: Iterable[Measurement], roofs: Mapping[str, Roof] | None = None
+) -> list[Table]:
+    """Group records by environment and data set, the newest of each kind alone.
+
+    `roofs` are those of environment keys.
+    """
     groups: dict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
     for record in records:
         source = record.source
         dataset = ("", "") if source is None else (source.dataset, source.dataset_digest)
         groups[*dataset, record.environment.key].append(record)
     named_first = sorted(groups.items(), key=lambda item: (item[0][0] == "", item[0]))
-    return [_table(*name[:2], group) for name, group in named_first]
+    known = roofs or {}
+    return [_table(*name[:2], group, known.get(name[2])) for name, group in named_first]
 
 
-def _table(dataset: str, digest: str, records: Sequence[Measurement]) -> Table:
+def _table(dataset: str, digest: str, records: Sequence[Measurement], roof: Roof | None) -> Table:
     kinds: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
     for record in sorted(records, key=lambda record: (record.created_at, record.batch)):
         source = record.source
@@ -143,6 +160,7 @@ def _table(dataset: str, digest: str, records: Sequence[Measurement]) -> Table:
         rows=tuple(sorted(rows, key=lambda row: _order(row, batches))),
         batches=tuple(batches),
         missing=tuple(sorted(missing, key=lambda r: (r.model, r.backend, r.precision, r.batch))),
+        roof=roof,
     )
 
 
@@ -228,7 +246,27 @@ def cells(table: Table) -> list[list[str]]:
                 number(None if first_call is None else first_call / 1e3),
             ]
         )
+    for line, more in zip(lines, _counted_cells(table), strict=True):
+        line += more
     return lines
+
+
+def _counted_cells(table: Table) -> list[list[str]]:
+    """Columns of what was counted and of the roof, header first; only those with any number."""
+    last = table.batches[-1:]
+    kinds: tuple[tuple[str, Sequence[int], Callable[[Measurement], str]], ...] = (
+        ("activations MiB", last, lambda record: mebibytes(record.activation_bytes)),
+        ("FLOPs/byte", last, lambda record: number(record.intensity)),
+        ("roof %", table.batches, lambda r: percent(share_of_roof(r, table.roof), 1)),
+    )
+    columns = []
+    for title, batches, cell in kinds:
+        for batch in batches:
+            found = [row.by_batch.get(batch) for row in table.rows]
+            texts = ["" if record is None else cell(record) for record in found]
+            if any(texts):
+                columns.append([f"b{batch} {title}", *texts])
+    return [list(line) for line in zip(*columns, strict=True)] or [[]] * (len(table.rows) + 1)
 
 
 LEFT_COLUMNS = 5  # of `cells`: names; the rest are numbers
@@ -256,7 +294,10 @@ def csv_text(tables: Iterable[Table]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     origin = ("seed", "recipe", "selection", "dataset", "dataset_digest")
-    writer.writerow(("environment", "run", *origin, *CSV_FIELDS, "calls", "threads"))
+    beside = [f"host_{name}" for name in HOST_FIELDS] + [f"gpu_{name}" for name in GPU_FIELDS]
+    writer.writerow(
+        ("environment", "run", *origin, *CSV_FIELDS, "calls", "threads", *beside, "roof_share")
+    )
     for table in tables:
         records = [r for row in table.rows for r in row.by_batch.values()]
         for record in (*records, *table.missing):
@@ -269,9 +310,31 @@ def csv_text(tables: Iterable[Table]) -> str:
                     *(_plain(getattr(record, name)) for name in CSV_FIELDS),
                     len(record.samples_ms) or "",
                     record.environment.threads,
+                    *(_plain(getattr(record.host, name, None)) for name in HOST_FIELDS),
+                    *(_plain(getattr(record.gpu, name, None)) for name in GPU_FIELDS),
+                    _plain(share_of_roof(record, table.roof)),
                 )
             )
     return text.getvalue()
+
+
+def busy_note(records: Iterable[Measurement]) -> str:
+    """How much of the CPU others used meanwhile, where that was worth saying; else empty."""
+    busy = [r for r in records if r.host is not None and r.host.is_busy]
+    if not busy:
+        return ""
+    others, steal = (max(getattr(r.host, name) for r in busy) for name in HOST_FIELDS)
+    return (
+        f"The machine was busy during {len(busy)} measurement{'s' if len(busy) > 1 else ''}: up to "
+        f"{percent(others, 0)}% of the CPU's time went to other processes and "
+        f"{percent(steal, 0)}% to other machines. Ratios to the reference kernel suffer less."
+    )
+
+
+def throttle_note(records: Iterable[Measurement]) -> str:
+    """Why a GPU was slower than it could be, where NVML said so; else empty."""
+    reasons = {reason for r in records if r.gpu for reason in r.gpu.throttled_by or ()}
+    return f"The GPU was slowed down by: {', '.join(sorted(reasons))}." if reasons else ""
 
 
 def _plain(value: object) -> object:

@@ -8,13 +8,15 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TextIO
 
-from profiling import latency, memory
-from zoo.errors import MissingPackageError, ZooError
+from profiling import answers, latency, memory
+from zoo.errors import MissingPackageError, ZooError, is_out_of_memory
 
 if TYPE_CHECKING:
+    from profiling.gpu import Nvml
     from zoo.preprocess import Preprocessing
 
 SEED = 0  # of random images
@@ -29,10 +31,14 @@ class Worker:
         self._session: Any = None
         self._images: Any = None
         self._memory: Any = None
-        self._reference: Callable[[], float] | None = None
+        self._reference: Callable[[], latency.Calls] | None = None
+        self._clock: latency.DeviceClock | None = None
+        self._nvml: Nvml | None = None
+        self._used_mib: float | None = None  # of the GPU, before the session was opened
+        self._flush: Callable[[], None] | None = None
 
-    def hello(self, device: str, threads: int | None) -> dict[str, Any]:
-        """Load torch and describe the machine."""
+    def hello(self, device: str, threads: int | None, l2_flush: bool = False) -> dict[str, Any]:
+        """Load torch, set its threads and describe the machine."""
         import torch
 
         from zoo import environment
@@ -40,6 +46,11 @@ class Worker:
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = device
+        if device.startswith("cuda"):
+            from profiling import gpu
+
+            self._clock, self._nvml = gpu.CudaClock(device), gpu.open_nvml(device)
+            self._flush = gpu.l2_flush(device) if l2_flush else None
         return environment.capture(device).to_json()
 
     def reference(self) -> dict[str, Any]:
@@ -47,7 +58,14 @@ class Worker:
         if self._reference is None:
             self._reference = latency.time_reference(self._device)
             self._reference()  # the first product sets the library up
-        return {"ms": self._reference()}
+        calls = self._reference()
+        return {"wall_ms": calls.wall_ms, "cpu_ms": calls.cpu_ms}
+
+    def roofline(self) -> dict[str, Any]:
+        """Time copies and matrix products."""
+        from profiling.roofline import measure_here
+
+        return measure_here(self._device)
 
     def open(self, opener: str, path: str, allow: str | None = None) -> dict[str, Any]:
         """Open the session; the import of the opener's own module is not part of its time.
@@ -58,6 +76,7 @@ class Worker:
         function = resolve_name(opener)
         consent = {} if allow is None else {"allow": allow}
         self._memory = memory.PeakMemory(self._device)
+        self._used_mib = None if self._nvml is None else self._nvml.used_mib
         start = time.perf_counter()
         self._session = function(path, self._device, **consent)
         return {
@@ -67,19 +86,38 @@ class Worker:
         }
 
     def first_call(
-        self, batch: int, image_shape: list[int], stored: dict[str, Any] | None
+        self,
+        batch: int,
+        image_shape: list[int],
+        stored: dict[str, Any] | None,
+        expected: str | None = None,
     ) -> dict[str, Any]:
-        """Make the images of this batch size, run them once and describe the logits."""
+        """Make the images of this batch size, run them once and describe the logits.
+
+        `expected` is a file of eager's logits, which they are compared with.
+        """
         images = _images(batch, image_shape, stored, self._device)
         feed = getattr(self._session, "feed", None)  # of a file that takes bytes in their place
         self._images = feed(images) if feed else images
         call_ms, logits = latency.time_first_call(self._session, self._images)
+        takes_bytes = self._images.dtype != images.dtype
+        is_same_input = not takes_bytes or stored is not None  # random images are no bytes
         self._memory.reset()
         return {
             "ms": call_ms,
             "shape": list(logits.shape),
             "is_finite": bool(logits.isfinite().all()),
+            "takes_bytes": takes_bytes,
+            "error": answers.error(expected, logits) if expected and is_same_input else None,
         }
+
+    def answer(
+        self, batch: int, image_shape: list[int], stored: dict[str, Any] | None, file: str
+    ) -> dict[str, Any]:
+        """Write the logits that `first_call` of another worker is to give."""
+        logits = self._session.run(_images(batch, image_shape, stored, self._device))
+        answers.write(logits, file)
+        return {}
 
     def warm_up(self, seconds: float) -> dict[str, Any]:
         """Call until the times settle."""
@@ -99,8 +137,25 @@ class Worker:
         """
         if settle:
             self._session.run(self._images)
-        samples_ms = latency.time_calls(self._session, self._images, seconds=seconds, least=least)
-        return {"samples_ms": samples_ms}
+            self._session.synchronize()
+        before_mj = None if self._nvml is None else self._nvml.energy_mj
+        calls = latency.time_calls(
+            self._session,
+            self._images,
+            seconds=seconds,
+            least=least,
+            device_clock=self._clock,
+            before_each=self._flush,
+        )
+        return {**asdict(calls), "gpu": self._gpu_state(before_mj)}
+
+    def _gpu_state(self, before_mj: int | None) -> dict[str, Any] | None:
+        """What NVML says after a round that began at this reading of its energy counter."""
+        if self._nvml is None:
+            return None
+        energy_mj, state = _growth(before_mj, self._nvml.energy_mj), self._nvml.state()
+        grown_mib = _growth(self._used_mib, state.pop("used_mib"))
+        return state | {"energy_mj": energy_mj, "grown_mib": grown_mib}
 
     def peak_memory(self) -> dict[str, Any]:
         """Peak since the first call at this batch size."""
@@ -121,6 +176,11 @@ class Worker:
             batch=batch,
         )
         return {"top1": result.top1, "top5": result.top5, "images": result.images}
+
+
+def _growth(before: float | None, after: float | None) -> float | None:
+    """By how much a reading has grown; None where either is unknown."""
+    return None if before is None or after is None else after - before
 
 
 def _images(batch: int, image_shape: list[int], stored: dict[str, Any] | None, device: str) -> Any:
@@ -152,11 +212,14 @@ def _answer(worker: object, request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = getattr(worker, request.pop("do"))(**request)
     except ZooError as error:
-        return {"error": str(error), "is_missing": isinstance(error, MissingPackageError)}
+        reason = f"out of memory: {error}" if is_out_of_memory(error) else str(error)
+        return {"error": reason, "is_missing": isinstance(error, MissingPackageError)}
     except Exception as error:  # whatever a library raises is the answer
         lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]
-        return {"error": reason, "is_missing": False}
+        reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+        if is_out_of_memory(error):
+            reason = f"out of memory: {reason}"
+        return {"error": reason[:LONGEST_REASON], "is_missing": False}
     return {"result": result}
 
 

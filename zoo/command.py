@@ -85,6 +85,17 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Read a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def seed(text: str) -> int:
     """Read the seed of a run: a whole number from 0 to 2**63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:

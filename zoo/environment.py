@@ -17,6 +17,9 @@ ISA_FLAGS = (
     *("avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd", "sve", "bf16"),
 )
 
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MAX_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")  # kHz
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Environment:
@@ -36,11 +39,23 @@ class Environment:
     torch: str
     cuda: str | None
     cudnn: str | None
+    max_clock_mhz: float | None = None  # of the CPU; None where the system does not tell
+    quota_cores: float | None = None  # CPU time a second that the container may use; None: all
+    memory_limit_gib: float | None = None  # of the container; None: all
 
     @property
     def key(self) -> str:
-        """Twelve hexadecimal digits that differ where any field does."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """Twelve hexadecimal digits that differ where any field does that decides a time.
+
+        The quota of a container counts where there is one. Its memory limit and the clock do not:
+        the one changes no time, the other follows from the CPU, and older records know neither.
+        """
+        value = self.to_json()
+        for name in ("max_clock_mhz", "memory_limit_gib"):
+            del value[name]
+        if value["quota_cores"] is None:
+            del value["quota_cores"]
+        text = json.dumps(value, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +95,8 @@ def capture(device: str = "cpu") -> Environment:
         torch=str(torch.__version__),
         cuda=torch.version.cuda,
         cudnn=None if cudnn is None else str(cudnn),
+        max_clock_mhz=_max_clock_mhz(),
+        **container_limits(),
     )
 
 
@@ -129,6 +146,58 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
         facts.setdefault(name.strip(), value.strip())
     present = set((facts.get("flags") or facts.get("Features") or "").split())
     return facts.get("model name", platform.machine()), tuple(f for f in ISA_FLAGS if f in present)
+
+
+def container_limits(root: Path = CGROUPS) -> dict[str, float | None]:
+    """`quota_cores` and `memory_limit_gib` of this process's control group, of either version.
+
+    A limit that the whole machine would not exceed is none.
+    """
+    two, one_cpu, one_memory = _groups(root)
+    quota = _words(two / "cpu.max") or (
+        _words(one_cpu / "cpu.cfs_quota_us") + _words(one_cpu / "cpu.cfs_period_us")
+    )
+    memory = _words(two / "memory.max") or _words(one_memory / "memory.limit_in_bytes")
+    cores = None
+    if len(quota) == 2 and all(word.isdigit() for word in quota) and int(quota[1]):  # else "max"
+        cores = round(int(quota[0]) / int(quota[1]), 2)
+    limit = int(memory[0]) if memory and memory[0].isdigit() else None
+    if limit is not None and limit >= _memory_bytes() > 0:
+        limit = None
+    return {
+        "quota_cores": None if cores is None or cores >= _cores() else cores,
+        "memory_limit_gib": None if limit is None else round(limit / 2**30, 2),
+    }
+
+
+def _groups(root: Path) -> tuple[Path, Path, Path]:
+    """Folders of this process's group: version 2, and version 1 for the CPU and for memory."""
+    found = {"": root, "cpu": root / "cpu", "memory": root / "memory"}
+    for line in _lines(OWN_GROUPS):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for name in controllers.split(","):
+            # Inside a container the path may be that of the host, which is not visible.
+            folder = found.get(name, root) / path.strip("/")
+            if name in found and folder.is_dir():
+                found[name] = folder
+    return found[""], found["cpu"], found["memory"]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return " ".join(_lines(path)).split()
+
+
+def _max_clock_mhz() -> float | None:
+    words = _words(MAX_CLOCK)
+    return round(int(words[0]) / 1e3, 1) if words and words[0].isdigit() else None
 
 
 def _cores() -> int:

@@ -1,8 +1,15 @@
 """Errors that a user meets: one line each, with the exit code of the command."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
+
+OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|bad_alloc"
+    "|could not create a (memory|primitive)",
+    re.IGNORECASE,
+)
 
 
 class ZooError(Exception):
@@ -67,3 +74,8 @@ def first_line(reason: BaseException) -> str:
     """The first line of an error that may have many; its class where it says nothing."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     return lines[0] if lines else type(reason).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what Python, torch or a runtime raise where memory runs out."""
+    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profiling.evidence import ARTIFACT, MEASUREMENT, TRAINING
+from profiling.evidence import ARTIFACT, MEASUREMENT, ROOF, TRAINING
 from profiling.record import OK
+from profiling.roofline import read_roofs
 from zoo.files import read_json
 
 from .place import ROOT, Place
@@ -193,10 +194,14 @@ def infer(model: str, size: Size) -> Task:
     def harvest(place: Place, printed: list[str]) -> Harvest:
         files = sorted((place.folder_of(name) / "records").glob("*/*.json"))
         records = [read_json(file) for file in files]
+        roofs = read_roofs(place.folder_of(name)).values()
         bad = {f"{one['backend']} b{one['batch']}": one["reason"] for one in _not_ok(records)}
         return Harvest(
             facts={"records": len(records), "not_measured": bad},
-            lines=tuple((MEASUREMENT, record) for record in records),
+            lines=(
+                *((MEASUREMENT, record) for record in records),
+                *((ROOF, roof.to_json()) for roof in roofs),
+            ),
         )
 
     batches = len(size.batches.split(","))

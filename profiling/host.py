@@ -1,0 +1,65 @@
+"""Who else uses the CPU while something is measured, as Linux tells it."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from profiling.record import HostLoad
+
+PROC = Path("/proc")
+IDLE, STEAL = (3, 4), 7  # columns of the line `cpu` in /proc/stat: idle and iowait; steal
+FIELDS = 8  # of that line; what follows is counted in `user` already
+OWN_TIMES = slice(11, 15)  # utime stime cutime cstime in /proc/<pid>/stat, after the name
+LEAST_TICKS = 20  # in sum of all cores; fewer say too little
+
+
+class LoadMeter:
+    """Counts from its construction on; `processes` names the worker processes that are ours."""
+
+    def __init__(self, processes: Callable[[], Iterable[int]], *, proc: Path = PROC) -> None:
+        self._processes, self._proc = processes, proc
+        self._before = self._now()
+
+    def read(self) -> HostLoad | None:
+        """The load until now; None where the system does not tell, or after too short a time."""
+        now = self._now()
+        if now is None or self._before is None:
+            return None
+        total, busy, steal, own = (a - b for a, b in zip(now, self._before, strict=True))
+        if total < LEAST_TICKS:
+            return None
+        return HostLoad(
+            others=round(max(0, busy - own) / total, 4),
+            steal=round(max(0, steal) / total, 4),
+            clock_mhz=self._clock_mhz(),
+        )
+
+    def _now(self) -> tuple[int, int, int, int] | None:
+        """Ticks so far, of all cores: altogether, at work for this machine, stolen, our own."""
+        try:
+            words = (self._proc / "stat").read_text().split(maxsplit=FIELDS + 1)
+            ticks = [int(word) for word in words[1 : FIELDS + 1]]
+            # The times of a worker that has ended are among those of our children.
+            own = sum(self._own(pid) for pid in (os.getpid(), *self._processes()))
+        except (OSError, ValueError):
+            return None
+        if len(ticks) < FIELDS:
+            return None
+        total, steal = sum(ticks), ticks[STEAL]
+        return total, total - steal - sum(ticks[column] for column in IDLE), steal, own
+
+    def _own(self, pid: int) -> int:
+        try:
+            text = (self._proc / str(pid) / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        fields = text.rpartition(")")[2].split()
+        return sum(map(int, fields[OWN_TIMES]))
+
+    def _clock_mhz(self) -> float | None:
+        try:
+            lines = (self._proc / "cpuinfo").read_text().splitlines()
+            clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+        except (OSError, ValueError):
+            return None
+        return round(sum(clocks) / len(clocks), 1) if clocks else None

@@ -1,0 +1,181 @@
+"""Hold our times against those of the runtimes' own tools, in turns on one thread.
+
+Eager torch against `torch.utils.benchmark`, ONNX Runtime against a bare loop over bound buffers as
+`onnxruntime_perf_test` has it, OpenVINO against its `benchmark_app`. Some minutes, on an
+idle machine:
+
+    PYTHONPATH=. .venv/bin/python tests/benchmarks/agreement.py
+"""
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export import load_target
+from export.target import ExportOptions
+from profiling.latency import time_calls
+from profiling.samples import paired_ratio
+from zoo import command
+from zoo.environment import capture, git_commit
+from zoo.errors import MachineError
+from zoo.files import write_json
+from zoo.models import create_model
+from zoo.session import EagerSession, InferenceSession
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "bench_results" / "trust" / "agreement.json"
+MODEL = "resnet_20"
+METADATA = {"cifar_zoo_version": "0", "model": MODEL}  # of the files, which no manifest follows
+ROUNDS, SECONDS = 12, 0.5
+SHARES = {1: 0.05, 256: 0.03}  # by which medians may differ, by batch size
+LEAST_MS = 0.02  # or by this much
+Timed = Callable[[], float]  # a round of calls: their median in milliseconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write, and fail where a figure of ours is not that of the runtime's own tool."""
+    parser = command.Parser("agreement", "Hold our times against those of the runtimes' tools.")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="where it is written")
+    args = parser.parse_args(argv)
+    return command.run("agreement", lambda: _agreement(args))
+
+
+def _agreement(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    model = create_model(MODEL).eval()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for backend, batch, ours, theirs in pairs(model, Path(folder)):
+            rows.append(compared(backend, batch, ours, theirs))
+            print(
+                "{backend} b{batch}: {ours_ms:.3f} and {theirs_ms:.3f} ms, {says}".format(
+                    **rows[-1]
+                )
+            )
+    head = {"model": MODEL, "commit": git_commit(), "environment": capture().to_json()}
+    write_json(args.out, head | {"rows": rows})
+    print(args.out)
+    return int(not all(row["agrees"] for row in rows))
+
+
+def compared(backend: str, batch: int, ours: Timed, theirs: Timed) -> dict[str, Any]:
+    """Alternate both; the ratio is that of each round, so that what drifts does so for both."""
+    rounds = [(ours(), theirs()) for _ in range(ROUNDS)]
+    ours_ms, theirs_ms = ([pair[side] for pair in rounds] for side in (0, 1))
+    ratio = paired_ratio(ours_ms, [1] * ROUNDS, [(ms,) for ms in theirs_ms])
+    assert ratio is not None
+    off_ms = abs(statistics.median(ours_ms) - statistics.median(theirs_ms))
+    agrees = abs(ratio.value - 1) <= SHARES[batch] or (batch == 1 and off_ms <= LEAST_MS)
+    return {
+        "backend": backend,
+        "batch": batch,
+        "ours_ms": statistics.median(ours_ms),
+        "theirs_ms": statistics.median(theirs_ms),
+        "ratio": ratio.value,
+        "interval": ratio.interval,
+        "agrees": agrees,
+        "says": f"ratio {ratio.value:.3f}: {'agrees' if agrees else 'does not agree'}",
+        "rounds_ms": rounds,
+    }
+
+
+def pairs(model: torch.nn.Module, folder: Path) -> Iterator[tuple[str, int, Timed, Timed]]:
+    """Backend, batch size, our rounds and those of the runtime's own tool."""
+    eager = EagerSession(model)
+    example = torch.zeros(2, 3, 32, 32)
+    files = {}
+    for name in ("onnx", "openvino"):
+        target = load_target(name)
+        files[name] = folder / f"{MODEL}{target.suffix}"
+        options = ExportOptions()
+        target.export(
+            model, example, files[name], precision="fp32", metadata=METADATA, options=options
+        )
+    for batch in SHARES:
+        images = torch.randn(batch, 3, 32, 32)
+        yield "eager", batch, ours(eager, images), torch_timer(eager, images)
+        onnx = load_target("onnx").open(files["onnx"], device="cpu")
+        yield "onnx", batch, ours(onnx, images), onnx_loop(files["onnx"], images)
+        openvino = load_target("openvino").open(files["openvino"], device="cpu")
+        yield "openvino", batch, ours(openvino, images), benchmark_app(files["openvino"], batch)
+
+
+def ours(session: InferenceSession, images: Tensor) -> Timed:
+    """A round of zoo-bench."""
+    session.run(images)
+
+    def measure() -> float:
+        session.run(images)
+        return statistics.median(time_calls(session, images, seconds=SECONDS).wall_ms)
+
+    return measure
+
+
+def torch_timer(session: InferenceSession, images: Tensor) -> Timed:
+    """torch's own timer around the same call."""
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("session.run(images)", globals={"session": session, "images": images})
+    return lambda: 1e3 * float(timer.blocked_autorange(min_run_time=SECONDS).median)
+
+
+def onnx_loop(path: Path, images: Tensor) -> Timed:
+    """ONNX Runtime on buffers that are bound once, timed around its own call alone."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), settings, ["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_cpu_input(session.get_inputs()[0].name, images.numpy())
+    binding.bind_output(session.get_outputs()[0].name, "cpu")
+
+    def measure() -> float:
+        samples_ms: list[float] = []
+        session.run_with_iobinding(binding)
+        end = time.perf_counter() + SECONDS
+        while time.perf_counter() < end or not samples_ms:
+            start = time.perf_counter()
+            session.run_with_iobinding(binding)
+            samples_ms.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(samples_ms)
+
+    return measure
+
+
+def benchmark_app(path: Path, batch: int) -> Timed:
+    """OpenVINO's benchmark_app: one stream, one thread, one request after the other."""
+    tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
+    if tool is None:
+        raise MachineError("OpenVINO has no benchmark_app here: pip install openvino")
+    arguments = (
+        *(tool, "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nireq", "1"),
+        *("-nstreams", "1", "-nthreads", "1", "-infer_precision", "f32", "-t", "1"),
+        "-inference_only",  # as ours: without filling the input
+        *("-data_shape", f"[{batch},3,32,32]"),
+    )
+
+    def measure() -> float:
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        found = re.search(r"Median:\s+([\d.]+) (ms|us)", done.stdout)
+        if found is None:
+            last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+            raise MachineError(f"benchmark_app says no median: {''.join(last)}")
+        return float(found[1]) * (1.0 if found[2] == "ms" else 1e-3)
+
+    return measure
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

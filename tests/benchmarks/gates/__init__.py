@@ -1,0 +1,1 @@
+"""What stops a change: counts that moved, and hot paths that became slower than the base's."""
