@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STARTED = time.time()
+
+# What commands keep for later is not the user's here; all processes of a test run share it.
+if "ZOO_CACHE" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="zoo-tests-")
+    os.environ["ZOO_CACHE"] = CACHE.name
 
 # A shell that starts its jobs in the background lets them ignore Ctrl-C, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

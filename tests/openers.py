@@ -72,6 +72,17 @@ class HungSession(Session):
         return super().run(images)
 
 
+class StarvedSession(Session):
+    """Asks for 8 GiB where 2 GiB are left to its process."""
+
+    def run(self, images: Tensor) -> Tensor:
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2 * 2**30,) * 2)
+        return super().run(images) + torch.ones(2 * 2**30).mean()
+
+
 class GreedySession(LoggingSession):
     """Keeps 64 MiB, touches 64 MiB more in each call, and prints, above and below Python."""
 
@@ -89,6 +100,18 @@ class GreedySession(LoggingSession):
 def real(path: str, device: str) -> EagerSession:
     torch.manual_seed(0)
     return EagerSession(create_model(path), device=device)
+
+
+class SwappedSession(EagerSession):
+    """Gives its logits in reverse order."""
+
+    def run(self, images: Tensor) -> Tensor:
+        return super().run(images).flip(1)
+
+
+def swapped(path: str, device: str) -> SwappedSession:
+    torch.manual_seed(0)
+    return SwappedSession(create_model(path), device=device)
 
 
 def segfault(path: str, device: str) -> Session:

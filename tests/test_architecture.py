@@ -15,6 +15,7 @@ MOST_LINES, MOST_LINES_OF_A_FAMILY = 400, 300
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "google": "protobuf",
+    "pynvml": "nvidia-ml-py",
     "tensorrt_bindings": "tensorrt-cu12-bindings",
     "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings",
     "triton": "torch",  # which brings the version that fits it

@@ -1,22 +1,34 @@
+import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bench_helpers import workers_of
 
 from profiling import Measurement, Progress, Subject, benchmark
+from profiling.answers import AGREEMENT, error
 from profiling.lane import Trial, complaint
-from profiling.latency import MOST_CALLS, time_calls, warm_up_windows
+from profiling.latency import (
+    MOST_CALLS,
+    REFERENCE,
+    REFERENCE_CALLS,
+    time_calls,
+    warm_up_windows,
+)
 from profiling.memory import RESIDENT
 from profiling.process import WorkerError, WorkerProcess
 from profiling.record import FAILED, OK, SKIPPED
+from profiling.subject import Opening
 
 BATCHES = (1, 8)
+EAGER = Opening("openers:real", "resnet_20")
 BUDGET_S = 0.3
 LIMIT_S = 6.0  # above any call here, on a loaded machine too
 
@@ -50,6 +62,10 @@ def records(folder: Path, reports: list[Progress]) -> dict[tuple[str, int], Meas
         subject("LoggingSession", str(folder / "first"), backend="first"),
         subject("GreedySession", str(folder / "second"), backend="second"),
         subject("real", backend="unavailable", unavailable="there is no compiler"),
+        subject("StarvedSession"),
+        subject("real", "resnet_20", backend="same", eager=EAGER),
+        subject("swapped", "resnet_20", eager=EAGER),
+        subject("real", "resnet_20", backend="alone", eager=Opening("openers:segfault", "")),
     ]
     found = benchmark(
         subjects,
@@ -134,7 +150,88 @@ def test_an_error_is_cut_to_its_first_line(records: Records) -> None:
 def test_shape_of_the_answer(shape: list[int], classes: int | None, reason: str | None) -> None:
     trial = Trial(subject("any", num_classes=classes), 8, BUDGET_S)
 
-    assert complaint({"shape": shape, "is_finite": True}, trial) == reason
+    first = {"shape": shape, "is_finite": True, "error": None, "takes_bytes": False}
+    assert complaint(first, trial, "fp32") == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "precision", "takes_bytes", "reason"),
+    [
+        (1e-3, "fp32", False, None),
+        (0.05, "fp32", False, "by 0.05 of the largest, more than the 0.001 of fp32"),
+        (0.05, "fp16", False, None),
+        (0.05, "fp32", True, None),
+        (math.inf, "int8", False, "by inf of the largest, more than the 0.5 of int8"),
+    ],
+)
+def test_how_far_an_answer_may_be_from_eagers(
+    error: float, precision: str, takes_bytes: bool, reason: str | None
+) -> None:
+    trial = Trial(subject("any"), 8, BUDGET_S)
+    first = {"shape": [8, 10], "is_finite": True, "error": error, "takes_bytes": takes_bytes}
+
+    found = complaint(first, trial, precision)
+
+    assert found == (reason and f"wrong answer: logits differ from eager's {reason}")
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_an_answer_that_is_not_eagers_leaves_no_numbers(records: Records, batch: int) -> None:
+    same, swapped = records["same", batch], records["swapped", batch]
+
+    assert same.status == OK
+    assert same.logits_error is not None
+    assert same.logits_error <= AGREEMENT["fp32"]
+    assert records["real", batch].logits_error is None  # nothing to compare with
+    assert (swapped.status, swapped.samples_ms) == (FAILED, ())
+    assert str(swapped.reason).startswith("wrong answer: logits differ from eager's by ")
+
+
+def test_without_eagers_answer_there_is_no_number(records: Records) -> None:
+    record = records["alone", 8]
+
+    assert record.samples_ms == ()
+    assert record.reason == (
+        "its answer cannot be checked: eager: the process was ended by SIGSEGV"
+    )
+
+
+def test_probabilities_are_compared_with_probabilities(tmp_path: Path) -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    file = tmp_path / "answer.npy"
+    np.save(file, logits.numpy())
+
+    assert error(str(file), logits.softmax(1)) < 1e-6
+    assert error(str(file), logits + 0.5) == pytest.approx(0.25)  # the largest is 2
+    assert error(str(file), logits[:, :2]) == math.inf
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS, which Linux enforces")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_memory_that_runs_out_is_said(records: Records, batch: int) -> None:
+    record = records["StarvedSession", batch]
+
+    assert (record.status, record.samples_ms) == (FAILED, ())
+    assert str(record.reason).startswith("out of memory: RuntimeError: ")
+
+
+def test_cpu_time_and_reference_of_every_round(records: Records) -> None:
+    record, idle = records["real", 1], records["SlowSession", 1]
+
+    assert len(record.samples_cpu_ms) == len(record.samples_ms)
+    assert record.samples_enqueue_ms == record.samples_device_ms == ()
+    assert record.reference_kernel == REFERENCE
+    for calls in (record.round_reference_samples_ms, record.round_reference_samples_cpu_ms):
+        assert [len(of_round) for of_round in calls] == [2 * REFERENCE_CALLS] * len(
+            record.round_calls
+        )
+    first = statistics.median(record.round_reference_samples_ms[0])
+    assert record.round_reference_ms[0] == first
+    assert record.relative is not None
+    assert record.relative.value > 0
+    assert idle.cpu_p50_ms is not None
+    assert idle.cpu_p50_ms < 50 < 200 <= min(idle.samples_ms)  # it sleeps: no CPU time
+    assert (record.gpu, record.is_l2_flushed) == (None, False)
 
 
 def test_a_dead_worker_is_replaced_for_the_next_batch_size(records: Records) -> None:
@@ -244,10 +341,10 @@ class SteadySession:
 def test_calls_follow_time_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.zeros(1)
 
-    assert len(time_calls(SteadySession(), images, seconds=0, least=2)) == 2
-    assert 3 <= len(time_calls(SteadySession(), images, seconds=0.05)) <= 50
+    assert len(time_calls(SteadySession(), images, seconds=0, least=2).wall_ms) == 2
+    assert 3 <= len(time_calls(SteadySession(), images, seconds=0.05).wall_ms) <= 50
     monkeypatch.setattr("profiling.latency.MOST_CALLS", 4)
-    assert len(time_calls(SteadySession(), images, seconds=5)) == 4
+    assert len(time_calls(SteadySession(), images, seconds=5).wall_ms) == 4
     assert MOST_CALLS > 4
 
 
@@ -257,10 +354,12 @@ def windows(*medians_ms: float) -> Callable[[float, int], tuple[float, ...]]:
     return lambda seconds, least: (next(left),) * least
 
 
-def test_warm_up_ends_when_two_windows_agree() -> None:
-    result = warm_up_windows(windows(90.0, 20.0, 12.0, 10.0, 10.4, 1.0), seconds=10)
+def test_warm_up_ends_when_three_windows_agree() -> None:
+    still_faster = windows(90.0, 20.0, 12.0, 11.7, 11.2, 10.8, 10.9, 1.0)
 
-    assert (result.calls, result.call_ms, result.is_stationary) == (1 + 4 * 3, 10.4, True)
+    result = warm_up_windows(still_faster, seconds=10)
+
+    assert (result.calls, result.call_ms, result.is_stationary) == (1 + 6 * 3, 10.9, True)
 
 
 def test_warm_up_ends_with_its_time() -> None:

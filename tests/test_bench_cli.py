@@ -13,7 +13,9 @@ from sample_run import sample_run
 
 from profiling import read_records
 from profiling.cli import main
+from profiling.options import bench_parser, report_parser
 from profiling.record import FAILED, OK, SKIPPED
+from zoo.command import Parser
 from zoo.data import Dataset, load_dataset
 
 
@@ -41,7 +43,7 @@ def test_bench_of_a_run_without_a_compiler(
 
     out, err = capsys.readouterr()
     assert code == 0  # nobody asked for compile
-    first, header, *lines = out.splitlines()
+    first, header, *lines = out.partition("\nx ref: ")[0].splitlines()
     assert first.startswith(
         "resnet_20, run resnet_20-s0 on cifar100-mini, 278,324 parameters, "
         "40.82 M MACs = 81.64 M FLOPs, cpu, 1 thread ["
@@ -237,3 +239,44 @@ def test_an_artifact_named_from_its_own_folder_belongs_to_its_run(
     (record,) = read_records(copy)
     assert record.source is not None
     assert (record.source.run, record.input) == (run.name, "test images")
+
+
+def test_every_option_is_a_decision() -> None:
+    def options(parser: Parser) -> set[str]:
+        return {name for action in parser._actions for name in action.option_strings}
+
+    assert options(bench_parser()) == {
+        *("-h", "--help", "--version", "--model", "--zoo", "--group", "--image-size", "--batch"),
+        *("--budget", "--backend", "--device", "--threads", "--l2-flush", "--price-per-hour"),
+        *("--latency-bound", "--out", "--all", "--runs", "--data-dir", "--cost", "--layers"),
+        *("--roofline", "--compare", "--json"),
+    }
+    assert options(report_parser()) == {
+        *("-h", "--help", "--version", "--out", "--readme", "--import"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--l2-flush",), "--l2-flush is for a GPU: add --device cuda, or leave it out"),
+        (
+            ("--latency-bound", "5"),
+            "--latency-bound chooses the batch of --price-per-hour: add it",
+        ),
+        (
+            ("--price-per-hour", "0"),
+            "argument --price-per-hour: expected a number above 0, got '0' (see zoo-bench --help)",
+        ),
+    ],
+)
+def test_options_that_need_another(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(("resnet_20", *arguments))
+    except SystemExit as exit:
+        code = exit.code
+
+    assert code == 2
+    assert capsys.readouterr().err == f"zoo-bench: {message}\n"

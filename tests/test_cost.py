@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from export import load_target
 from export.target import ExportOptions
+from profiling.activation import footprint_of
 from profiling.onnx_cost import cost_of_onnx, read_onnx
 from zoo.cost import Cost, cost_of_model
 from zoo.errors import ZooError
@@ -74,10 +75,9 @@ def test_attention_by_hand() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_fvcore_agrees(name: str) -> None:
-    from fvcore.nn import FlopCountAnalysis
-
+    analysis_of = pytest.importorskip("fvcore.nn", reason="needs fvcore").FlopCountAnalysis
     model = Attention() if name == "attention" else create_model(name)
-    analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, 3, 32, 32))
+    analysis = analysis_of(model.eval(), torch.zeros(1, 3, 32, 32))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", attention_macs)
 
@@ -139,17 +139,28 @@ def test_exported_model_costs_the_same(exported: Path) -> None:
     assert model.num_classes == 100
 
 
+def test_exported_model_moves_the_same(exported: Path) -> None:
+    found, expected = read_onnx(exported).footprint, footprint_of(create_model("resnet_20"))
+
+    assert found is not None
+    assert (found.moved, found.peaks) == (expected.moved, expected.peaks)
+    assert (found.norm_flops, found.buffers) == (0, 0)  # folded into the convolutions
+
+
 def graph_file(
     path: Path,
     nodes: list[onnx.NodeProto],
     weights: dict[str, tuple[int, ...]],
     *,
     batch: int | str = "batch",
+    shape: tuple[str, tuple[int, ...]] | None = None,
 ) -> Path:
     """An ONNX file of images (B, 4, 8, 8) whose last node gives `y`."""
     stored = [
         numpy_helper.from_array(torch.ones(shape).numpy(), name) for name, shape in weights.items()
     ]
+    if shape is not None:
+        stored.append(numpy_helper.from_array(torch.tensor(shape[1]).numpy(), shape[0]))
     images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4, 8, 8])
     logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "g", [images], [logits], stored)
@@ -191,6 +202,40 @@ def test_products_and_any_batch(tmp_path: Path, batch: int | str) -> None:
 
     assert model.cost == Cost(params=64 + 2560 + 10, macs=4 * 8 * 8 * 8 + 10 * 256)
     assert model.num_classes == 10
+
+
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_footprint_of_a_graph(tmp_path: Path, batch: int | str) -> None:
+    path = graph_file(
+        tmp_path / "model.onnx",
+        [
+            helper.make_node("Transpose", ["w"], ["t"]),  # known before any image comes
+            helper.make_node("Conv", ["x", "t"], ["a"]),
+            helper.make_node("BatchNormalization", ["a", "s", "b", "m", "v"], ["n"]),
+            helper.make_node("Reshape", ["n", "to"], ["r"]),
+            helper.make_node("Identity", ["r"], ["y"]),
+        ],
+        {"w": (1, 1, 4, 6)} | {name: (6,) for name in "sbmv"},
+        batch=batch,
+        shape=("to", (0, -1)),
+    )
+
+    found = read_onnx(path).footprint
+
+    assert found is not None
+    assert (found.buffers, found.norm_flops) == (12, 2 * 6 * 64)
+    assert (found.weights, found.moved) == (6 * 4, 4 * 64 + 6 * 64)
+    assert found.peaks == ((0, 4 * (4 + 6 + 6) * 64),)  # images, what the norm takes and makes
+
+
+def test_unknown_operators_leave_the_footprint_unknown(tmp_path: Path) -> None:
+    for node in (
+        helper.make_node("Mystery", ["x"], ["y"], domain="com.example"),
+        helper.make_node("Einsum", ["x"], ["y"], equation="bchw->bc"),
+    ):
+        path = graph_file(tmp_path / "model.onnx", [node], {"m": (8, 8)})
+
+        assert read_onnx(path).footprint is None
 
 
 def test_unknown_operators_leave_the_macs_unknown(tmp_path: Path) -> None:

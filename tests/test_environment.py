@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
-from zoo.environment import Environment, capture, has_bf16_units
+from zoo.environment import Environment, capture, container_limits, has_bf16_units
 
 
 def test_a_fingerprint_survives_json() -> None:
@@ -41,3 +43,65 @@ def test_bf16_units() -> None:
     assert has_bf16_units(("avx2", "avx512_bf16"))
     assert has_bf16_units(("amx_bf16",))
     assert not has_bf16_units(("avx512f", "avx512_vnni"))
+
+
+def test_what_older_records_do_not_know_leaves_their_key() -> None:
+    before = replace(
+        capture(), max_clock_mhz=None, quota_cores=None, memory_limit_gib=None, cores=8
+    )
+    value = before.to_json()
+    for name in ("max_clock_mhz", "quota_cores", "memory_limit_gib"):
+        del value[name]
+
+    assert Environment.from_json(value).key == before.key
+    assert replace(before, max_clock_mhz=3000.0, memory_limit_gib=4.0).key == before.key
+    assert replace(before, quota_cores=1.5).key != before.key  # it decides times
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the control groups of a machine with eight cores."""
+    monkeypatch.setattr("zoo.environment._cores", lambda: 8)
+    monkeypatch.setattr("zoo.environment.OWN_GROUPS", tmp_path / "own")
+    return tmp_path / "groups"
+
+
+def test_limits_of_a_container(groups: Path) -> None:
+    assert container_limits(groups) == {"quota_cores": None, "memory_limit_gib": None}
+
+    write(groups / "cpu.max", "150000 100000\n")
+    write(groups / "memory.max", f"{2**30}\n")
+
+    assert container_limits(groups) == {"quota_cores": 1.5, "memory_limit_gib": 1.0}
+
+
+def test_limits_of_a_group_of_its_own(groups: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own", "0::/box\n")
+    write(groups / "box" / "cpu.max", "200000 100000\n")
+    write(groups / "cpu.max", "100000 100000\n")
+
+    assert container_limits(groups)["quota_cores"] == 2.0
+
+
+def test_limits_of_the_first_version(groups: Path, tmp_path: Path) -> None:
+    write(tmp_path / "own", "4:memory:/box\n3:cpu,cpuacct:/of/the/host\n")
+    write(groups / "cpu" / "cpu.cfs_quota_us", "50000\n")
+    write(groups / "cpu" / "cpu.cfs_period_us", "100000\n")
+    write(groups / "memory" / "box" / "memory.limit_in_bytes", f"{2**29}\n")
+
+    assert container_limits(groups) == {"quota_cores": 0.5, "memory_limit_gib": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("quota", "memory"), [("max 100000", "max"), ("800000 100000", str(2**63)), ("", "")]
+)
+def test_no_limits(groups: Path, quota: str, memory: str) -> None:
+    write(groups / "cpu.max", quota)
+    write(groups / "memory.max", memory)
+
+    assert container_limits(groups) == {"quota_cores": None, "memory_limit_gib": None}

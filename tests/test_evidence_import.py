@@ -16,6 +16,7 @@ from profiling.cli import main_report
 from profiling.evidence import (
     MACHINE,
     MEASUREMENT,
+    ROOF,
     STEP,
     TRAINING,
     Evidence,
@@ -26,6 +27,7 @@ from profiling.evidence import (
 from profiling.evidence_import import Merged, choose, merge
 from profiling.evidence_summary import summary
 from profiling.record import Measurement, read_record
+from profiling.roofline import Roof, read_roof
 from training.curves import draw_curves
 from zoo.checkpoint import META, Checkpoint
 from zoo.data import Dataset, load_dataset
@@ -203,6 +205,25 @@ def test_a_newer_measurement_is_kept(store: Store, checkout: Path) -> None:
 
 def shipped_seed(checkout: Path) -> int:
     return card(NAME, weights=checkout / "zoo" / "weights").seed
+
+
+def test_the_newest_roof_of_a_machine_is_kept(store: Store, checkout: Path) -> None:
+    old = Roof(
+        environment=ENVIRONMENT,
+        copies=((2**20, 1e9),),
+        products=(("fp32", 1e12),),
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+    new = replace(old, created_at="2026-01-02T00:00:00+00:00")
+    for roof in (old, new, old):
+        store.add(ROOF, roof.to_json())
+
+    done = merged(store, checkout)
+
+    path = checkout / "bench_results" / "roofline" / f"{ENVIRONMENT.key}.json"
+    assert read_roof(path) == new
+    assert path in done.written
+    assert path not in merged(store, checkout).written
 
 
 def test_weights_of_all_images_fill_an_empty_place_and_say_so(

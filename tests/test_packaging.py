@@ -19,8 +19,10 @@ OURS = ("export", "profiling", "training", "zoo")
 COMMANDS = {
     "zoo-train": "train",
     "zoo-pretrain": "pretrain",
+    "zoo-sweep": "sweep",
     "zoo-export": "export",
     "zoo-eval": "evaluate",
+    "zoo-predict": "predict",
     "zoo-bench": "bench",
     "zoo-report": "report",
     "zoo-list": "list_models",
@@ -242,8 +244,8 @@ def test_every_dependency_is_pinned() -> None:
     extras = project["optional-dependencies"]
     stacks = {
         # TensorRT: NVIDIA's index decides
-        "default": ("cpu", "gpu", "trt-rtx", "openvino", "ssl", "tensorboard", "dev"),
-        "v100": ("v100", "v100-trt", "ssl", "tensorboard", "dev"),
+        "default": ("cpu", "gpu", "trt-rtx", "openvino", "ssl", "tensorboard", "nvml", "dev"),
+        "v100": ("v100", "v100-trt", "ssl", "tensorboard", "nvml", "dev"),
     }
 
     for name, chosen in stacks.items():
@@ -335,7 +337,9 @@ def test_make_chooses_the_stack_by_the_gpu(
     )
 
     assert result.returncode == 0, result.stderr
-    runtimes = "openvino" if stack == "v100" else "openvino,trt-rtx"  # that one is of CUDA 13
+    runtimes = "openvino,ssl,tensorboard"
+    if stack != "v100":
+        runtimes += ",trt-rtx"  # that one is of CUDA 13
     assert f".[{stack},dev,{runtimes}]" in result.stdout
     assert f"constraints/{pinned_by}.txt" in result.stdout
 

@@ -11,6 +11,7 @@ import pytest
 
 import export.cli
 import profiling.cli
+import profiling.options
 import training.cli
 import zoo.cli
 from profiling import Measurement, read_records
@@ -27,6 +28,7 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
     "zoo-train": training.cli.main,
     "zoo-export": export.cli.main,
     "zoo-eval": export.cli.main_eval,
+    "zoo-predict": export.cli.main_predict,
     "zoo-bench": profiling.cli.main,
     "zoo-report": profiling.cli.main_report,
     "zoo-list": zoo.cli.main_list,
@@ -148,8 +150,8 @@ def test_every_command_of_the_readme_exists(command: str) -> None:
         words = ["zoo-train", *words[5:]]
     parsers = {
         "zoo-train": training.cli.build_parser,
-        "zoo-bench": profiling.cli.bench_parser,
-        "zoo-report": profiling.cli.report_parser,
+        "zoo-bench": profiling.options.bench_parser,
+        "zoo-report": profiling.options.report_parser,
     }
     if words[0] in parsers:
         parsers[words[0]]().parse_args(words[1:])

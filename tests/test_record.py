@@ -1,4 +1,6 @@
 import json
+import math
+import random
 import re
 import subprocess
 import sys
@@ -9,8 +11,17 @@ import pytest
 from sample_records import ENVIRONMENT, MEASUREMENT, gap, measurement
 
 from profiling import samples
-from profiling.record import FAILED, read_record, read_records
+from profiling.record import (
+    FAILED,
+    FIRST_REFERENCE,
+    GpuState,
+    HostLoad,
+    read_record,
+    read_records,
+)
 from zoo.errors import RecordError
+
+RESULTS = Path(__file__).parents[1] / "bench_results"
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -38,8 +49,13 @@ def test_statistics_by_hand() -> None:
     )
 
     assert (record.p50_ms, record.p90_ms, record.p99_ms, record.min_ms) == (3.5, 6.0, 6.0, 1.0)
+    assert (record.p95_ms, record.mean_ms) == (6.0, 3.5)
+    assert record.sd_ms == pytest.approx(math.sqrt(3.5))
     assert record.images_per_s == pytest.approx(10 / 3.5e-3)
-    assert record.ci_half_width == pytest.approx((6 - 1) / 2 / 3.5)
+    # The two rounds, whose medians are 3 and 3.5, say even less than the range of all samples.
+    reach = 12.706 * (0.5 / math.sqrt(2)) / math.sqrt(2)
+    low, high = min(1.0, 3.25 - reach), max(6.0, 3.25 + reach)
+    assert record.ci_half_width == pytest.approx((high - low) / 2 / 3.5)
     assert not record.ci_reached
     assert record.reference_ratio == pytest.approx((3.0 / 1.0 + 3.5 / 2.0) / 2)
     assert record.flops == 81_637_888
@@ -94,8 +110,6 @@ def test_approximated_ranks_go_on_from_the_exact_ones() -> None:
 
 
 def test_median_interval_covers() -> None:
-    import random
-
     source = random.Random(0)
     inside = 0
     for _ in range(1000):
@@ -104,6 +118,80 @@ def test_median_interval_covers() -> None:
         inside += interval[0] <= 0.5 <= interval[1]
 
     assert inside >= 930  # of 1000; 95% are promised, two standard deviations are 14
+
+
+@pytest.mark.parametrize("rounds", [4, 6, 12])
+def test_median_interval_covers_where_rounds_differ(rounds: int) -> None:
+    source, calls = random.Random(0), 20
+    with_rounds = without = 0
+    for _ in range(300):
+        shifts = [source.gauss(10, 0.02) for _ in range(rounds)]
+        taken = [source.gauss(shift, 0.01) for shift in shifts for _ in range(calls)]
+        low, high = samples.median_interval(taken, [calls] * rounds) or (0, 0)
+        with_rounds += low <= 10 <= high
+        low, high = samples.median_interval(taken) or (0, 0)
+        without += low <= 10 <= high
+
+    assert with_rounds >= 0.93 * 300
+    assert without < 0.7 * 300  # calls of one round are no independent samples
+
+
+def test_ratio_to_the_reference_pairs_rounds() -> None:
+    # The machine is half as fast in the second half: the times differ, the ratios do not.
+    slowdowns = (1.0, 1.0, 1.0, 2.0, 2.0, 2.0)
+    taken = [4.0 * slow for slow in slowdowns for _ in range(3)]
+    references = [(2.0 * slow,) for slow in slowdowns]
+
+    ratio = samples.paired_ratio(taken, [3] * 6, references)
+
+    assert ratio == samples.Ratio(2.0, (2.0, 2.0))
+    assert samples.paired_ratio(taken[:6], [3, 3], references[:2]) == samples.Ratio(2.0, None)
+    assert samples.paired_ratio([], [], []) is None
+
+
+def test_one_thread_is_compared_by_cpu_time() -> None:
+    facts = {
+        "samples_ms": (4.0, 40.0),
+        "samples_cpu_ms": (3.0, 9.0),
+        "round_calls": (1, 1),
+        "round_reference_ms": (2.0, 2.0),
+        "round_reference_samples_ms": ((2.0,), (2.0,)),
+        "round_reference_samples_cpu_ms": ((1.0, 1.0, 4.0), (3.0,)),
+    }
+
+    alone = measurement(**facts, environment=replace(ENVIRONMENT, threads=1))
+    together = measurement(**facts, environment=replace(ENVIRONMENT, threads=2))
+
+    assert (alone.reference_ratio, together.reference_ratio) == (2.25, 11.0)  # means, medians
+
+
+def test_what_nvml_said_round_trips(tmp_path: Path) -> None:
+    gpu = GpuState(clock_mhz=(1980, 1965), throttled_by=("power cap",), energy_mj_per_image=0.5)
+    record = measurement(gpu=gpu, host=HostLoad(others=0.1, steal=0.0), is_l2_flushed=True)
+
+    assert read_record(record.write(tmp_path)) == record
+
+
+def test_records_of_the_first_schema_are_read() -> None:
+    records = read_records(RESULTS)
+
+    assert {record.schema for record in records} >= {1}
+    for record in records:
+        if record.schema == 1:
+            assert record.reference_kernel == FIRST_REFERENCE
+            assert (record.host, record.gpu, record.samples_cpu_ms) == (None, None, ())
+            assert record.path_in(RESULTS).is_file()  # its key is that of its folder
+
+
+def test_damaged_records_can_be_left_out(tmp_path: Path) -> None:
+    MEASUREMENT.write(tmp_path)
+    bad = measurement(batch=2).write(tmp_path)
+    bad.write_text("{")
+    complaints: list[RecordError] = []
+
+    assert read_records(tmp_path, on_damage=complaints.append) == [MEASUREMENT]
+    (complaint,) = complaints
+    assert str(complaint).startswith(f"{bad} is not valid JSON")
 
 
 def test_environments_have_their_own_folders(tmp_path: Path) -> None:
@@ -158,8 +246,12 @@ def test_a_records_folder_itself_can_be_named(tmp_path: Path) -> None:
         ),
         (lambda text: "{}", "is no measurement record: it states no schema; remove it"),
         (
-            lambda text: text.replace('"schema": 1', '"schema": 2'),
-            "has schema 2, this version reads up to 1: update cifar-zoo",
+            lambda text: text.replace('"schema": 2', '"schema": 3'),
+            "has schema 3, this version reads up to 2: update cifar-zoo",
+        ),
+        (
+            lambda text: text.replace('"samples_cpu_ms": []', '"samples_cpu_ms": [1.0]'),
+            "is a damaged record .samples_cpu_ms does not fit",
         ),
     ],
 )
@@ -184,7 +276,7 @@ def test_missing_folder(tmp_path: Path) -> None:
         ("import profiling, profiling.tables", ("torch", "onnx", "numpy", "matplotlib", "rich")),
         ("import profiling.report, profiling.display", ("torch", "onnx")),
         (
-            "from profiling.cli import *; bench_parser(); report_parser()",
+            "from profiling.options import *; bench_parser(); report_parser()",
             ("torch", "onnx", "numpy"),
         ),
     ],

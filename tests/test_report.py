@@ -7,7 +7,7 @@ from sample_records import ENVIRONMENT, SOURCE, gap, measurement
 
 from profiling.cli import main_report
 from profiling.plots import pareto_plot
-from profiling.record import SKIPPED, Measurement
+from profiling.record import SKIPPED, GpuState, HostLoad, Measurement
 from profiling.report import DEMONSTRATION, write_report
 from profiling.tables import efficiency_tables
 
@@ -104,7 +104,7 @@ def test_wide_intervals_are_said(tmp_path: Path) -> None:
 
     report = write_report([noisy], tmp_path)
 
-    assert "ran out of its time budget" in report.markdown
+    assert "was not known better when its measurement ended" in report.markdown
     assert "3.50 +-71.4% (6)" in report.markdown
 
 
@@ -154,12 +154,58 @@ def test_no_records(
     assert not (tmp_path / "report").exists()
 
 
-def test_damaged_record_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_records_are_named_and_left_out(
+    records: list[Measurement], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [record.write(tmp_path) for record in records]
+    paths[0].write_text("{")
+    paths[2].write_text(paths[2].read_text().replace('"schema": 2', '"schema": 3'))
+
+    assert main_report([str(tmp_path), "--out", str(tmp_path / "report")]) == 1
+
+    out, err = capsys.readouterr()
+    assert "| resnet_56 | resnet_56-s0 |" in out
+    assert len(err.splitlines()) == 2
+    assert f"zoo-report: left out: {paths[0]} is not valid JSON" in err
+    assert (
+        f"zoo-report: left out: {paths[2]} has schema 3, this version reads up to 2: update "
+        "cifar-zoo\n" in err
+    )
+
+
+def test_nothing_but_damage_is_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = measurement().write(tmp_path)
     path.write_text("{")
 
     assert main_report([str(tmp_path), "--out", str(tmp_path / "report")]) == 2
-    assert capsys.readouterr().err.startswith(f"zoo-report: {path} is not valid JSON")
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"zoo-report: left out: {path} is not valid JSON")
+    assert second == f"zoo-report: no records in {tmp_path}: measure a run with zoo-bench"
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_busy_machine_is_said(tmp_path: Path) -> None:
+    busy = measurement(host=HostLoad(others=0.42, steal=0.03))
+    quiet = measurement(batch=256, host=HostLoad(others=0.01, steal=0.0))
+
+    report = write_report([busy, quiet], tmp_path)
+
+    assert (
+        "The machine was busy during 1 measurement: up to 42% of the CPU's time went to other "
+        "processes and 3% to other machines." in report.markdown
+    )
+    assert "busy" not in write_report([quiet], tmp_path).markdown
+
+
+def test_a_throttled_gpu_is_said(tmp_path: Path) -> None:
+    slow = measurement(gpu=GpuState(throttled_by=("temperature", "power cap")))
+
+    report = write_report([slow], tmp_path)
+
+    assert "The GPU was slowed down by: power cap, temperature." in report.markdown
 
 
 def test_report_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,7 +284,14 @@ def test_every_option_is_a_decision() -> None:
         *("--full-train", "--seed", "--dataset", "--data-dir", "--compile", "--device"),
         *("--runs", "--resume", "--model", "--image-size", "--pretrained", "--pretrained-file"),
         *("--freeze-backbone", "--scale-lr", "--replay", "--log", "--compile-mode"),
-        *("--cuda-graphs", "--accumulate", "--deterministic", "--save-seconds", "--nproc"),
+        *(
+            "--cuda-graphs",
+            "--memory-format",
+            "--accumulate",
+            "--deterministic",
+            "--save-seconds",
+            "--nproc",
+        ),
         *("--nnodes", "--rdzv-endpoint", "--rdzv-id", "--max-restarts", "--sync-batchnorm"),
         *("--comm-hook", "--init-from", "--teacher"),
     }

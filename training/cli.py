@@ -1,4 +1,4 @@
-"""The command zoo-train."""
+"""The commands zoo-train and zoo-sweep."""
 
 import argparse
 import sys
@@ -23,6 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_launched():
         return work(lambda: _call(args, arguments))
     return run("zoo-train", lambda: _call(args, arguments))
+
+
+def main_sweep(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `zoo-sweep`."""
+    from export import TARGETS
+    from training.sweep_cli import sweep
+
+    return sweep(argv, targets=tuple(TARGETS))
 
 
 def _call(args: argparse.Namespace, arguments: Sequence[str]) -> None:

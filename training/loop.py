@@ -105,6 +105,8 @@ class Trainer:
         self.compile_seconds = 0.0  # of the first step, where it compiles or captures
         images, labels = self._hold_out(data.train)
         self.steps = len(labels) // recipe.batch_size  # the last partial batch is left out
+        if recipe.epoch_steps is not None:
+            self.steps = min(self.steps, recipe.epoch_steps)
         self._require_batches(len(labels))
         self.plain = model.to(self.device)
         if runtime.channels_last:

@@ -1,29 +1,18 @@
 """Which batch would fit, where one did not."""
 
 import gc
-import re
 from collections.abc import Callable
 
 import torch
 
 from training.loop import Trainer
-from zoo.errors import MachineError
+from zoo.errors import MachineError, is_out_of_memory
 
-OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|not enough memory|bad_alloc"
-    "|could not create a (memory|primitive)",
-    re.IGNORECASE,
-)
 PROBE_STEPS = 2  # the first fills what the optimiser remembers
 
 
 class _Enough(Exception):
     """The probe took its steps."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what Python or torch raise where memory runs out."""
-    return isinstance(error, MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def batch_that_fits(build: Callable[[int], Trainer], batch_size: int) -> int | None:

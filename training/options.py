@@ -10,6 +10,7 @@ from training.recipe import (
     COMPILE_MODES,
     CUDA_GRAPHS,
     DEVICES,
+    MEMORY_FORMATS,
     Recipe,
     Runtime,
     read_settings,
@@ -141,6 +142,12 @@ def _add_speed(parser: Parser) -> None:
         choices=CUDA_GRAPHS,
         default="auto",
         help="a whole step as one CUDA graph; auto: on a GPU",
+    )
+    group.add_argument(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        default=MEMORY_FORMATS[0],
+        help="how images and weights lie in memory (default: %(default)s)",
     )
     group.add_argument(
         "--accumulate",
@@ -297,6 +304,7 @@ def make_runtime(args: argparse.Namespace) -> Runtime:
         compile=args.compile,
         compile_mode=args.compile_mode or "default",
         cuda_graphs=args.cuda_graphs,
+        channels_last=args.memory_format == MEMORY_FORMATS[0],
         accumulate=args.accumulate,
         deterministic=args.deterministic,
         save_seconds=args.save_seconds,

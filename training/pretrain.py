@@ -22,7 +22,6 @@ from training.loop import (
     OnProgress,
     Progress,
 )
-from training.memory import is_out_of_memory
 from training.methods import make_method, require_lightly
 from training.optim import make_optimizer
 from training.philox import Numbers, make_key
@@ -36,7 +35,7 @@ from training.views import Views
 from zoo.checkpoint import METRICS, Checkpoint, DatasetInfo, RunMeta, folder_name, save_run
 from zoo.data import Dataset, validation_split
 from zoo.environment import capture, git_commit
-from zoo.errors import MachineError, ZooError
+from zoo.errors import MachineError, ZooError, is_out_of_memory
 from zoo.evaluate import predict
 from zoo.files import write_atomic
 from zoo.models import create_model

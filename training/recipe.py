@@ -16,6 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 CUDA_GRAPHS = ("auto", "on", "off")
+MEMORY_FORMATS = ("channels-last", "contiguous")
 COMM_HOOKS = ("none", "fp16", "bf16")
 
 Settings = TypeVar("Settings", bound=Any)  # a Recipe, or settings that are as much like one
@@ -32,6 +33,7 @@ class Recipe:
     name: str
     epochs: int
     batch_size: int  # images per optimiser step, over all processes
+    epoch_steps: int | None = None  # an epoch's at most; None: as many as the images give
     optimizer: str = "sgd"
     peak_lr: float = 0.1  # reached at the end of warm-up
     momentum: float = 0.9  # SGD only
@@ -68,6 +70,7 @@ class Recipe:
         checks = {
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 2, "2 or more (batch norm needs two images)"),
+            "epoch_steps": (self.epoch_steps is None or self.epoch_steps >= 1, "none or 1 or more"),
             "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             "peak_lr": (0 < self.peak_lr < math.inf, "above 0 and finite"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),

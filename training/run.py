@@ -14,7 +14,7 @@ from training.break_even import compile_line, compiled_graphs, step_seconds
 from training.event_log import Log, event_log
 from training.folder import RunFolder, first_meta
 from training.loop import NonFinite, OnProgress, Progress, Trainer
-from training.memory import is_out_of_memory, out_of_memory
+from training.memory import out_of_memory
 from training.precision import resolve_precision
 from training.processes import Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
@@ -26,7 +26,7 @@ from training.state import stored_recipe
 from training.teacher import Teacher, open_teacher, require_same_images, require_teacher
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset
-from zoo.errors import MachineError, first_line
+from zoo.errors import MachineError, first_line, is_out_of_memory
 from zoo.signals import stop_request
 
 COMPILER = ("torch._dynamo", "torch._inductor")  # modules of its errors; importing them takes long

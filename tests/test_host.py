@@ -1,0 +1,77 @@
+"""Who used the CPU meanwhile, from files like those of /proc and from this machine's own."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from profiling.host import LoadMeter
+from profiling.record import HostLoad
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A /proc of two processes of ours, this one and number 7, as it was at the start."""
+    set_times(tmp_path, cpu="100 0 50 1000 10 0 0 5 0 0", own=20, worker=30)
+    (tmp_path / "cpuinfo").write_text("cpu MHz\t\t: 2000.0\nmodel: x\ncpu MHz\t\t: 3000.5\n")
+    return tmp_path
+
+
+def set_times(proc: Path, *, cpu: str, own: int, worker: int) -> None:
+    (proc / "stat").write_text(f"cpu  {cpu}\ncpu0 1 2 3\nctxt 5\n")
+    for pid, ticks in ((os.getpid(), own), (7, worker)):
+        (proc / str(pid)).mkdir(exist_ok=True)
+        text = f"{pid} (a ) b) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 1 1 1 20 0\n"
+        (proc / str(pid) / "stat").write_text(text)
+
+
+def test_shares_by_hand(proc: Path) -> None:
+    meter = LoadMeter(lambda: [7], proc=proc)
+    # 200 ticks later: 100 at work, of which 60 are ours, 80 idle, 20 stolen.
+    set_times(proc, cpu="180 0 70 1080 10 0 0 25 0 0", own=40, worker=70)
+
+    assert meter.read() == HostLoad(others=0.2, steal=0.1, clock_mhz=2500.2)
+
+
+def test_a_worker_that_is_gone_does_no_harm(proc: Path) -> None:
+    meter = LoadMeter(lambda: [7, 8], proc=proc)
+    set_times(proc, cpu="200 0 50 1100 10 0 0 5 0 0", own=120, worker=30)
+
+    assert meter.read() == HostLoad(others=0.0, steal=0.0, clock_mhz=2500.2)
+
+
+def test_too_short_a_time_says_nothing(proc: Path) -> None:
+    meter = LoadMeter(lambda: [7], proc=proc)
+    set_times(proc, cpu="110 0 50 1005 10 0 0 5 0 0", own=20, worker=30)
+
+    assert meter.read() is None
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
+    assert LoadMeter(list, proc=tmp_path).read() is None
+
+
+@pytest.mark.parametrize(
+    ("others", "steal", "is_busy"), [(0.03, 0.01, False), (0.06, 0.0, True), (0.03, 0.03, True)]
+)
+def test_when_a_machine_is_busy(others: float, steal: float, is_busy: bool) -> None:
+    assert HostLoad(others=others, steal=steal).is_busy == is_busy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which only Linux has")
+def test_a_foreign_process_is_seen_and_an_own_one_is_not() -> None:
+    meter = LoadMeter(list)
+    spin = (sys.executable, "-c", "while True: pass")
+    with subprocess.Popen(spin) as foreign:
+        mine = LoadMeter(lambda: [foreign.pid])
+        time.sleep(1)
+        as_foreign, as_own = meter.read(), mine.read()
+        foreign.kill()
+
+    assert as_foreign is not None
+    assert as_own is not None
+    assert as_foreign.is_busy
+    assert as_foreign.others > as_own.others + 0.02

@@ -1,0 +1,60 @@
+"""The comparison of memory formats: what it measures, keeps and says."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from benchmarks import memory_format
+from benchmarks.memory_format import Comparison
+
+from zoo.errors import RecordError
+
+
+def comparison(model: str, ratio: float) -> Comparison:
+    return Comparison(
+        model=model,
+        batch=8,
+        channels_last_ms=(10.0, 20.0, 40.0),
+        contiguous_ms=tuple(ratio * value for value in (10.0, 20.0, 40.0)),
+        precision="bf16",
+        device="cpu",
+        torch="2.14.1",
+        environment_key="0123456789ab",
+    )
+
+
+def test_each_pass_is_divided_by_its_neighbour() -> None:
+    assert comparison("a", 1.5).quarters == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_the_table_names_where_the_default_is_slower() -> None:
+    found = memory_format.table([comparison("a", 1.5), comparison("b", 0.9), comparison("c", 1.01)])
+
+    assert "is over 3% faster for 1 of 3 networks and over 3% slower for 1: b." in found
+    assert "| a | 8 | 1.50 | 1.50 to 1.50 | 20.0 |" in found.splitlines()
+
+
+def test_only_what_is_missing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(memory_format.WORK, "cpu", 1.0)
+    monkeypatch.setitem(memory_format.TURNS, "cpu", 2)
+    options = ("--out", str(tmp_path), "--models")
+
+    assert memory_format.main([*options, "resnet_20"]) == 0
+    assert memory_format.main([*options, "resnet_20,segnext_mscan_tiny_s1"]) == 0
+
+    records = memory_format.read(tmp_path / memory_format.RECORDS)
+    assert [record.model for record in records] == ["resnet_20", "segnext_mscan_tiny_s1"]
+    assert all(len(record.contiguous_ms) == 2 for record in records)
+    assert all(min(record.channels_last_ms) > 0 for record in records)
+    assert (tmp_path / memory_format.TABLE).read_text() == memory_format.table(records)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(asdict(comparison("a", 1.0)) | {"batches": 1}) + "\n")
+
+    with pytest.raises(RecordError, match=f"{path} holds a line that is no record: "):
+        memory_format.read(path)
