@@ -13,6 +13,8 @@ import export.cli
 import profiling.cli
 import profiling.options
 import training.cli
+import training.pretrain_cli
+import training.sweep_cli
 import zoo.cli
 from profiling import Measurement, read_records
 from zoo.checkpoint import Checkpoint
@@ -26,6 +28,8 @@ README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "bench_results"
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "zoo-train": training.cli.main,
+    "zoo-pretrain": training.pretrain_cli.main,
+    "zoo-sweep": training.cli.main_sweep,
     "zoo-export": export.cli.main,
     "zoo-eval": export.cli.main_eval,
     "zoo-predict": export.cli.main_predict,
@@ -150,6 +154,7 @@ def test_every_command_of_the_readme_exists(command: str) -> None:
         words = ["zoo-train", *words[5:]]
     parsers = {
         "zoo-train": training.cli.build_parser,
+        "zoo-sweep": training.sweep_cli.build_parser,
         "zoo-bench": profiling.options.bench_parser,
         "zoo-report": profiling.options.report_parser,
     }
