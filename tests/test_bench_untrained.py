@@ -55,6 +55,7 @@ def by_model(folder: Path) -> dict[tuple[str, int], Measurement]:
     return {(record.model, record.batch): record for record in read_records(folder)}
 
 
+@pytest.mark.slow
 def test_a_sweep_from_names_to_records(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

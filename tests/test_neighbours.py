@@ -194,6 +194,7 @@ def test_every_family_trains_and_exports(family: str, few: Dataset, tmp_path: Pa
     assert artifact.accuracy.top1 == pytest.approx(done.meta.test_top1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_commands_take_a_network_of_timm(
     data: Dataset,
     tmp_path: Path,

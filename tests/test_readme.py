@@ -129,6 +129,7 @@ def test_the_committed_report_is_that_of_the_records(
         assert made == (RESULTS / name).read_text(), name
 
 
+@pytest.mark.slow
 def test_the_committed_weights_have_the_stored_accuracy_on_full_data() -> None:
     if not os.environ.get("ZOO_DATA"):
         pytest.skip("needs the full CIFAR-100: set ZOO_DATA to its folder")

@@ -41,6 +41,7 @@ def test_the_committed_table_is_that_of_the_records(script: ModuleType) -> None:
     assert (script.FOLDER / script.TABLE).read_text() == script.table(script.read(script.FOLDER))
 
 
+@pytest.mark.slow
 def test_a_training_is_the_same_twice(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "WORK", 1e9)
     data = load_dataset("cifar100-mini")
