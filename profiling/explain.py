@@ -82,7 +82,7 @@ class _OperatorTimes(TorchDispatchMode):
     """Notes kind, multiply-accumulates and seconds of each operator while it is entered."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.operators: list[tuple[str, int, float]] = []
 
     def __torch_dispatch__(

@@ -170,7 +170,7 @@ class _Operators(TorchDispatchMode):
     """Names of the operators so far, those left out that only look at their input otherwise."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.names: list[str] = []
 
     def __torch_dispatch__(

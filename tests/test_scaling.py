@@ -31,7 +31,7 @@ def test_the_page_holds_model_and_measurement_against_each_other() -> None:
     link = Link(latency_s=0.5e-3, bytes_per_s=1e9)
     exchange = {str(size): link.all_reduce_s(size, 2) for size in scaling.EXCHANGED}
     record = {
-        "task": {"model": "vit_tiny", "batch": 64, "seconds": 1.0},
+        "task": {"model": "vit_tiny", "batch": 64, "steps": 20},
         "gradient_bytes": 4_000_000,  # 2 (0.5 ms + 2 ms) = 5 ms
         "environment": capture().to_json(),
         "samples_s": {
@@ -58,7 +58,7 @@ def test_the_page_holds_model_and_measurement_against_each_other() -> None:
 
 @pytest.mark.slow
 def test_it_measures_real_processes(tmp_path: Path) -> None:
-    options = ("--model", "resnet_20", "--batch", "8", "--seconds", "1", "--rounds", "1")
+    options = ("--model", "resnet_20", "--batch", "8", "--steps", "3", "--rounds", "1")
 
     assert scaling.main([*options, "--out", str(tmp_path)]) == 0
 

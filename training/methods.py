@@ -43,7 +43,7 @@ def require_lightly() -> None:
     """
     try:
         import lightly.loss
-        import lightly.models.modules.heads  # noqa: F401
+        import lightly.models.modules.heads  # noqa: F401  # only to see whether it is there
     except ImportError as reason:
         missing = (reason.name or "lightly").partition(".")[0]
         raise MissingPackageError(missing, extra="ssl", needed_by="zoo-pretrain") from None

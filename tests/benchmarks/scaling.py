@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Task:
 
     model: str
     batch: int  # images of a step for each process
-    seconds: float  # of one measurement
+    steps: int  # of one measurement: a number, not a time, so that all processes take as many
 
     def gradient_bytes(self) -> int:
         """What an all-reduce of a step carries."""
@@ -101,7 +102,7 @@ def build_parser() -> command.Parser:
     parser = command.Parser(COMMAND, "Measure how a training step grows from one process to two.")
     parser.add_argument("--model", default="vit_tiny", metavar="NAME")
     parser.add_argument("--batch", type=command.positive_int, default=64, metavar="IMAGES")
-    parser.add_argument("--seconds", type=command.positive_seconds, default=10.0)
+    parser.add_argument("--steps", type=command.positive_int, default=20, metavar="N")
     parser.add_argument("--rounds", type=command.positive_int, default=6)
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
@@ -110,7 +111,7 @@ def build_parser() -> command.Parser:
 
 def measure(args: argparse.Namespace) -> int:
     """Take turns, rounds of all kinds one after another."""
-    task = Task(args.model, args.batch, args.seconds)
+    task = Task(args.model, args.batch, args.steps)
     size = task.gradient_bytes()
     samples: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     start = time.perf_counter()
@@ -188,7 +189,7 @@ def run_workers(task: Task, kind: str) -> Any:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ("--model", task.model, "--batch", str(task.batch), "--seconds", str(task.seconds))
+    arguments = ("--model", task.model, "--batch", str(task.batch), "--steps", str(task.steps))
     workers = []
     for rank in range(world):
         meeting = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -220,7 +221,7 @@ def work(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(1)
-    task = Task(args.model, args.batch, args.seconds)
+    task = Task(args.model, args.batch, args.steps)
     print(json.dumps(exchange_s() if args.worker == EXCHANGE else step_s(task)))
     return 0
 
@@ -249,16 +250,15 @@ def step_s(task: Task) -> float:
         model = create_model(task.model, num_classes=data.num_classes)
         trainer = Trainer(model, recipe, runtime, data, accelerator, seed=0)
         times: list[float] = []
-        epoch = 0
-        end = time.perf_counter() + task.seconds
-        while time.perf_counter() < end or len(times) < 2 * WARM_UP:
-            epoch += 1
-            before = time.perf_counter()
+        before = time.perf_counter()
+        for epoch in count(1):
             for _ in trainer.run_steps(epoch):
                 now = time.perf_counter()
                 times.append(now - before)
                 before = now
-        return statistics.median(times[WARM_UP:])
+                if len(times) == WARM_UP + task.steps:
+                    return statistics.median(times[WARM_UP:])
+        raise AssertionError  # epochs do not end
 
 
 def exchange_s() -> dict[int, float]:
