@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiling import samples
 from profiling.answers import Answers
-from profiling.host import LoadMeter
+from profiling.host import LoadMeter, idlest_core
 from profiling.lane import RUNNING, Lane, Stored, Trial
 from profiling.latency import REFERENCE
 from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
@@ -71,7 +71,9 @@ def benchmark(
             with held_signals():
                 return stack.enter_context(WorkerProcess(threads=threads))
 
-        greeting = {"device": device, "threads": threads}
+        # One worker works at a time, so all can share a core.
+        core = idlest_core() if (device, threads) == ("cpu", 1) else None
+        greeting = {"device": device, "threads": threads, "core": core}
         stored = _store(data, Path(folder)) if data is not None else None
         answers = Answers(Path(folder))
         reference = start()
@@ -79,13 +81,11 @@ def benchmark(
             Lane(
                 subject,
                 start,
-                device=device,
-                threads=threads,
+                greeting=greeting | {"l2_flush": l2_flush},
                 limit_s=time_limit_s,
                 stored=_stored_for(subject, stored, data),
                 expected=answers,
                 tell=tell,
-                l2_flush=l2_flush,
             )
             for subject in subjects
         ]
@@ -102,7 +102,7 @@ def benchmark(
             for lane in lanes:
                 lane.open()
             for same_batch in trials:
-                _measure(lanes, same_batch, reference, time_limit_s, tell)
+                _measure(lanes, same_batch, reference, core, time_limit_s, tell)
         except WorkerError as error:  # a lane keeps its own errors
             raise MachineError(f"no benchmark on device {device!r}: {error}") from None
         for lane in lanes:
@@ -133,6 +133,7 @@ def _measure(
     lanes: Sequence[Lane],
     trials: Sequence[Trial],
     reference: WorkerProcess,
+    core: int | None,
     limit_s: float,
     tell: Callable[[Subject, int | None, str], None],
 ) -> None:
@@ -142,7 +143,7 @@ def _measure(
         lane.prepare(trial)
         if trial.status != RUNNING:
             tell(trial.subject, trial.batch, trial.status)
-    meter = LoadMeter(lambda: [reference.pid, *(lane.pid for lane in lanes if lane.pid)])
+    meter = LoadMeter(lambda: [reference.pid, *(lane.pid for lane in lanes if lane.pid)], core=core)
     before = reference.ask("reference", limit_s=limit_s)
     while pairs := [(lane, trial) for lane, trial in pairs if trial.status == RUNNING]:
         for lane, trial in pairs:

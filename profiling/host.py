@@ -1,6 +1,8 @@
 """Who else uses the CPU while something is measured, as Linux tells it."""
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,13 +13,23 @@ IDLE, STEAL = (3, 4), 7  # columns of the line `cpu` in /proc/stat: idle and iow
 FIELDS = 8  # of that line; what follows is counted in `user` already
 OWN_TIMES = slice(11, 15)  # utime stime cutime cstime in /proc/<pid>/stat, after the name
 LEAST_TICKS = 20  # in sum of all cores; fewer say too little
+LOOK_S = 0.2  # at the cores, before one of them is chosen
 
 
 class LoadMeter:
-    """Counts from its construction on; `processes` names the worker processes that are ours."""
+    """Counts from its construction on; `processes` names the worker processes that are ours.
 
-    def __init__(self, processes: Callable[[], Iterable[int]], *, proc: Path = PROC) -> None:
-        self._processes, self._proc = processes, proc
+    `core` is the one that they are kept to, if they are.
+    """
+
+    def __init__(
+        self,
+        processes: Callable[[], Iterable[int]],
+        *,
+        core: int | None = None,
+        proc: Path = PROC,
+    ) -> None:
+        self._processes, self._core, self._proc = processes, core, proc
         self._before = self._now()
 
     def read(self) -> HostLoad | None:
@@ -32,6 +44,7 @@ class LoadMeter:
             others=round(max(0, busy - own) / total, 4),
             steal=round(max(0, steal) / total, 4),
             clock_mhz=self._clock_mhz(),
+            core=self._core,
         )
 
     def _now(self) -> tuple[int, int, int, int] | None:
@@ -63,3 +76,35 @@ class LoadMeter:
         except (OSError, ValueError):
             return None
         return round(sum(clocks) / len(clocks), 1) if clocks else None
+
+
+def idlest_core(*, proc: Path = PROC, look_s: float = LOOK_S) -> int | None:
+    """The core that worked least of late, of those that this process may use.
+
+    One thread that has a core of its own is timed better: cores of a virtual machine differ in
+    speed, as what else the host does with each of them differs. None where there is no choice.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    before = busy_ticks(proc)
+    time.sleep(look_s)
+    return least_busy(before, busy_ticks(proc), os.sched_getaffinity(0))
+
+
+def least_busy(before: dict[int, int], after: dict[int, int], usable: set[int]) -> int | None:
+    """The usable core whose ticks grew least, the last of several; None without a choice."""
+    grown = {core: after[core] - before[core] for core in usable & before.keys() & after.keys()}
+    return min(grown, key=lambda core: (grown[core], -core)) if len(grown) > 1 else None
+
+
+def busy_ticks(proc: Path) -> dict[int, int]:
+    """Ticks at work so far, stolen ones included, by core; empty where nothing tells."""
+    try:
+        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
+    except OSError:
+        return {}
+    found = {}
+    for name, *ticks in (line for line in lines if re.fullmatch(r"cpu\d+", line[0])):
+        counts = list(map(int, ticks[:FIELDS]))
+        found[int(name.removeprefix("cpu"))] = sum(counts) - sum(counts[i] for i in IDLE)
+    return found

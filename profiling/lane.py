@@ -1,7 +1,7 @@
 """One subject and its worker through a benchmark; whatever breaks ends in a reason."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,19 +128,17 @@ class Lane:
         subject: Subject,
         start: Callable[[], WorkerProcess],
         *,
-        device: str,
-        threads: int | None,
+        greeting: Mapping[str, Any],
         limit_s: float,
         stored: Stored | None,
         expected: answers.Answers,
         tell: Tell,
-        l2_flush: bool = False,
     ) -> None:
         self.subject = subject
         self.stored = stored
         self.accuracy: dict[str, Any] | None = None
         self._start = start
-        self._greeting = {"device": device, "threads": threads, "l2_flush": l2_flush}
+        self._greeting = greeting
         self._expected = expected
         self._limit_s = limit_s
         self._tell = tell

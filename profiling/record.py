@@ -44,6 +44,7 @@ class HostLoad:
     others: float  # other processes of this machine
     steal: float  # other machines, where this one is virtual
     clock_mhz: float | None = None  # mean of the cores at the end; None where nothing tells
+    core: int | None = None  # to which all of one thread was kept; None: it could move
 
     @property
     def is_busy(self) -> bool:

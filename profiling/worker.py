@@ -37,8 +37,10 @@ class Worker:
         self._used_mib: float | None = None  # of the GPU, before the session was opened
         self._flush: Callable[[], None] | None = None
 
-    def hello(self, device: str, threads: int | None, l2_flush: bool = False) -> dict[str, Any]:
-        """Load torch, set its threads and describe the machine."""
+    def hello(
+        self, device: str, threads: int | None, l2_flush: bool = False, core: int | None = None
+    ) -> dict[str, Any]:
+        """Load torch, set its threads, describe the machine, then keep to `core`."""
         import torch
 
         from zoo import environment
@@ -51,7 +53,10 @@ class Worker:
 
             self._clock, self._nvml = gpu.CudaClock(device), gpu.open_nvml(device)
             self._flush = gpu.l2_flush(device) if l2_flush else None
-        return environment.capture(device).to_json()
+        found = environment.capture(device).to_json()
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        return found
 
     def reference(self) -> dict[str, Any]:
         """Time the reference kernel."""

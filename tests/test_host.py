@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiling.host import LoadMeter
+from profiling.host import LoadMeter, busy_ticks, idlest_core, least_busy
 from profiling.record import HostLoad
 
 
@@ -75,3 +75,27 @@ def test_a_foreign_process_is_seen_and_an_own_one_is_not() -> None:
     assert as_own is not None
     assert as_foreign.is_busy
     assert as_foreign.others > as_own.others + 0.02
+
+
+def test_core_that_worked_least(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text(
+        "cpu  1 2\ncpu0 100 0 50 900 10 0 0 5 0 0\ncpu1 200 0 0 800 0 0 0 0 0 0\nctxt 5\n"
+    )
+    before = busy_ticks(tmp_path)
+    # Of 100 ticks the first worked 20 and lost 5, the other worked 24.
+    stat.write_text("cpu  1 2\ncpu0 115 0 55 970 15 0 0 10 0 0\ncpu1 224 0 0 876 0 0 0 0 0 0\n")
+
+    after = busy_ticks(tmp_path)
+
+    assert before == {0: 155, 1: 200}
+    assert least_busy(before, after, {0, 1}) == 1
+    assert least_busy(before, after, {0}) is None
+    assert least_busy(before, before, {0, 1}) == 1
+    assert least_busy({}, {}, {0, 1}) is None
+
+
+def test_core_of_this_machine() -> None:
+    core = idlest_core(look_s=0.01)
+
+    assert core is None or core in os.sched_getaffinity(0)

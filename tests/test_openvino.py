@@ -312,3 +312,28 @@ def test_changed_byte_is_refused(artifact: Artifact, tmp_path: Path, suffix: str
 
     with pytest.raises(ArtifactError, match=rf"{file.name} has SHA-256 .* changed or damaged"):
         open_artifact(str(path), "cpu")
+
+
+def test_images_in_any_place_and_number(written: dict[str, Path]) -> None:
+    session = OpenVinoSession(written["fp32"])
+    network = small_network()
+    buffer = images(3)
+    strided = buffer.clone(memory_format=torch.channels_last)
+    batches = [images(count) for count in (1, 2, 3, 4, 5, 6, 5, 1)]  # more than have a network each
+
+    answers = [session.run(batch) for batch in (*batches, buffer, strided)]
+    buffer.mul_(-1)  # others in the same place
+    refilled = session.run(buffer)
+
+    for batch, answer in zip((*batches, strided, strided), answers, strict=True):
+        torch.testing.assert_close(answer, expected(network, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(refilled, expected(network, buffer), atol=1e-5, rtol=0)
+
+
+def test_network_of_a_fixed_shape_for_the_first_numbers(written: dict[str, Path]) -> None:
+    session = OpenVinoSession(written["fp32"])
+
+    for count in (2, 3, 4, 5, 6):
+        session.run(images(count))
+
+    assert set(session._requests) == {1, 2, 3, 4, None}

@@ -2,7 +2,8 @@
 
 A process that starts anew lies elsewhere in memory, which moves times by some per cent: hence many
 pairs of short-lived processes rather than one long-lived one. Within a pair the sides alternate
-block by block, so that whatever slows the machine down for a while meets both.
+block by block, so that whatever slows the machine down for a while meets both. All share one core,
+for those of a virtual machine differ in speed.
 """
 
 import json
@@ -15,10 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from profiling.host import idlest_core
 from zoo.errors import MachineError
 
 BENCHMARKS = Path(__file__).parents[1]  # where the worker finds this package
@@ -70,6 +73,9 @@ class Worker:
             cwd=folder,
             env={**os.environ, **THREADS, "PYTHONPATH": f"{home}{os.pathsep}{BENCHMARKS}"},
         )
+        core = _core()
+        if core is not None:
+            os.sched_setaffinity(self._process.pid, {core})
 
     def send(self, do: str, **arguments: Any) -> None:
         """Ask something; `receive` gives the answer."""
@@ -116,6 +122,12 @@ class Worker:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
         return Broken(f"the process of {self._home} ended with exit code {code}: {lines[-1]}")
+
+
+@cache
+def _core() -> int | None:
+    """The core of all workers."""
+    return idlest_core()
 
 
 def run_pairs(
