@@ -2,8 +2,8 @@
 
 A process that starts anew lies elsewhere in memory, which moves times by some per cent: hence many
 pairs of short-lived processes rather than one long-lived one. Within a pair the sides alternate
-block by block, so that whatever slows the machine down for a while meets both. All share one core,
-for those of a virtual machine differ in speed.
+block by block, so that whatever slows the machine down for a while meets both. Both are timed on
+the same core, for those of a virtual machine differ in speed.
 """
 
 import json
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,9 +72,10 @@ class Worker:
             cwd=folder,
             env={**os.environ, **THREADS, "PYTHONPATH": f"{home}{os.pathsep}{BENCHMARKS}"},
         )
-        core = _core()
-        if core is not None:
-            os.sched_setaffinity(self._process.pid, {core})
+
+    def keep_to(self, core: int) -> None:
+        """Let it use this core alone from now on."""
+        os.sched_setaffinity(self._process.pid, {core})
 
     def send(self, do: str, **arguments: Any) -> None:
         """Ask something; `receive` gives the answer."""
@@ -124,12 +124,6 @@ class Worker:
         return Broken(f"the process of {self._home} ended with exit code {code}: {lines[-1]}")
 
 
-@cache
-def _core() -> int | None:
-    """The core of all workers."""
-    return idlest_core()
-
-
 def run_pairs(
     homes: Sequence[Path],
     folders: Sequence[Path],
@@ -160,6 +154,10 @@ def run_pairs(
                 for home, folder in zip(homes, folders, strict=True)
             ]
             wanted = _prepared(workers, wanted, samples)
+            core = idlest_core()
+            if core is not None:
+                for worker in workers:
+                    worker.keep_to(core)
             for name in list(wanted):
                 if not pair:
                     samples.timed[name] = _plan(workers[0], name, is_cold=name in cold)

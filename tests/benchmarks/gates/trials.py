@@ -18,7 +18,7 @@ from .plants import PLANTS, SLOWDOWN, Calibrated, calibrate, drawn
 from .sides import write_tree
 
 FOUND_SHARE = 0.95  # of planted slowdowns, at least; false alarms: none
-# A part of the gate's hot paths, at least one of each kind, so that a trial takes 90 seconds.
+# A part of the gate's hot paths, at least one of each kind, so that a trial takes two minutes.
 ONLY = (
     "^(forward-(eager|onnx|openvino)-resnet_20-b|forward-eager-ghost_resnet_20-b32|train-step|"
     "augmentation|load-onnx|start-)"

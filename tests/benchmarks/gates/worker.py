@@ -38,6 +38,8 @@ class Side:
         except Exception as error:  # whatever the code of a side may raise is its own fault
             return {"fault": _one_line(error)}
         self.calls[name] = call
+        gc.collect()
+        gc.freeze()  # so that a collection before each block has little to look at
         return {}
 
     def calibrate(self, name: str, block_s: float) -> dict[str, Any]:
