@@ -2,6 +2,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -337,3 +338,15 @@ def test_network_of_a_fixed_shape_for_the_first_numbers(written: dict[str, Path]
         session.run(images(count))
 
     assert set(session._requests) == {1, 2, 3, 4, None}
+
+
+def test_clock_of_openvino(written: dict[str, Path]) -> None:
+    session = OpenVinoSession(written["fp32"])
+    before = session.inner_ms
+    start = time.perf_counter()
+
+    session.run(images(2))
+
+    assert before is None
+    assert session.inner_ms is not None
+    assert 0 < session.inner_ms < 1e3 * (time.perf_counter() - start)
