@@ -4,7 +4,7 @@ Eager torch against `torch.utils.benchmark`, ONNX Runtime against a bare loop ov
 `onnxruntime_perf_test` has it, OpenVINO's own clock in our calls against its `benchmark_app`, which
 tells no other time. A round takes both, and the reference kernel before, between and after them:
 where that differs, the machine changed its speed meanwhile, and the round is kept but does not
-count. Some minutes, on an idle machine:
+count. Some minutes on an idle machine, a quarter of an hour on a busy one:
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/agreement.py
 """
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "bench_results" / "trust" / "agreement.json"
 MODEL = "resnet_20"
 METADATA = {"cifar_zoo_version": "0", "model": MODEL}  # of the files, which no manifest follows
-ROUNDS, MOST_ROUNDS = 41, 200  # that count, and that are taken at most
+ROUNDS, MOST_ROUNDS = 25, 400  # that count, and that are taken at most
 STEADY = 0.05  # share by which the reference kernel may differ within a round that counts
 SECONDS = {1: 0.1, 256: 0.4}  # of each side of a round
 SHARES = {1: 0.05, 256: 0.03}  # by which medians may differ, by batch size
