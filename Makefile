@@ -2,8 +2,8 @@
 # make test   every feature once, against the installed package (under 15 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, gpu, zoo-speed,
-# short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
+# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts, gpu,
+# zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
 # STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of bench-compare),
 # BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
 # EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
@@ -76,7 +76,7 @@ PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all test-ci-extra check bench bench-counts bench-compare bench-train scaling \
-	memory-format gpu zoo-speed short-training report setup clean FORCE
+	memory-format artifacts gpu zoo-speed short-training report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -119,6 +119,9 @@ scaling: setup # some minutes alone on the machine
 
 memory-format: setup # an hour of one core; what has a record already is left
 	"$(VENV)/bin/python" tests/benchmarks/memory_format.py
+
+artifacts: setup # an hour alone on the machine; a network with a record is left
+	"$(VENV)/bin/python" tests/benchmarks/artifacts.py
 
 gpu: # whatever torch is here, without set-up; another call with the same EVIDENCE goes on
 	PYTHONPATH="$(CURDIR)" "$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))" \

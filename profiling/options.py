@@ -138,20 +138,28 @@ def report_parser() -> command.Parser:
     parser = command.Parser(
         "zoo-report",
         "Turn the records of zoo-bench into a table (Markdown, CSV), a Pareto plot (PNG, SVG) and "
-        "one static page.",
+        "one static page; with those of zoo-sweep, the tables and figures of the studies too, as "
+        "DIR/study (CSV, Markdown, LaTeX, JSON, PNG, SVG and one page).",
     )
     parser.add_argument(
         "folders",
         nargs="*",
         type=Path,
         metavar="FOLDER",
-        help=f"where records are sought; without one, {RUNS} and {RESULTS}",
+        help=f"where records and sweeps are sought; without one, {RUNS} and {RESULTS}",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("report"), metavar="DIR", help="where the report goes"
     )
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="write the tables to this Markdown file too"
+    )
+    parser.add_argument(
+        "--price-per-hour",
+        type=command.positive_number,
+        metavar="PRICE",
+        help="of the machine that was measured, in any currency: adds the price of a million "
+        "images to the tables of the studies",
     )
     parser.add_argument(
         "--import",

@@ -71,13 +71,15 @@ def write_report(
     *,
     readme: Path | None = None,
     roofs: Mapping[str, Roof] | None = None,
+    more: Mapping[Path, bytes | str] | None = None,
 ) -> Report:
     """Write efficiency.md, efficiency.csv, index.html and plots as PNG and SVG into `out`.
 
     The same records give the same bytes, in whatever order they come. `readme` is one more
     Markdown file, with the plots in it, for a folder that people browse. pareto.svg needs a row
     with both accuracy and latency, roofline.svg the roof of a row's environment key in `roofs`;
-    without, there is no plot, and one of an earlier report is removed.
+    without, there is no plot, and one of an earlier report is removed. `more` are files that are
+    written with these, all or none.
     """
     tables = efficiency_tables(records, roofs)
     drawn = {"pareto": plots.pareto_plot(tables), "roofline": plots.roofline_plot(tables)}
@@ -94,6 +96,7 @@ def write_report(
     if readme is not None:
         plotted = [name for name, plot in drawn.items() if plot]
         contents[readme] = _readme(text, out, readme, plotted=plotted)
+    contents |= more or {}
     with ExitStack() as stack:  # all or none is renamed
         for path, content in contents.items():
             part = stack.enter_context(atomic_file(path))

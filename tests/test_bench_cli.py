@@ -252,7 +252,7 @@ def test_every_option_is_a_decision() -> None:
         *("--roofline", "--compare", "--json"),
     }
     assert options(report_parser()) == {
-        *("-h", "--help", "--version", "--out", "--readme", "--import"),
+        *("-h", "--help", "--version", "--out", "--readme", "--import", "--price-per-hour"),
     }
 
 

@@ -61,6 +61,20 @@ def test_plot_names_every_row(records: list[Measurement], tmp_path: Path) -> Non
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_plot_of_many_rows_names_those_on_the_front(tmp_path: Path) -> None:
+    runs = [
+        replace(SOURCE, run=f"run-{number}", weights_sha256=f"{number:064}") for number in range(31)
+    ]
+    best, *rest = runs
+    others = [measurement(p50_ms=9.0, source=source) for source in rest]
+
+    write_report([measurement(p50_ms=1.0, top1=0.7, source=best), *others], tmp_path)
+
+    svg = (tmp_path / "pareto.svg").read_text()
+    assert "<!-- run-0 eager -->" in svg
+    assert "<!-- run-1 eager -->" not in svg
+
+
 def test_plot_leaves_no_settings_behind(records: list[Measurement]) -> None:
     import matplotlib
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,7 @@ class Environment:
         The quota of a container counts where there is one. Its memory limit and the clock do not:
         the one changes no time, the other follows from the CPU, and older records know neither.
         """
-        value = self.to_json()
-        for name in ("max_clock_mhz", "memory_limit_gib"):
-            del value[name]
-        if value["quota_cores"] is None:
-            del value["quota_cores"]
-        text = json.dumps(value, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _key(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record."""
@@ -66,6 +61,17 @@ class Environment:
     def from_json(cls, value: dict[str, Any]) -> "Environment":
         """Read what `to_json` wrote; unknown fields of later versions are dropped."""
         return from_plain(cls, value)
+
+
+@cache
+def _key(environment: Environment) -> str:
+    value = environment.to_json()
+    for name in ("max_clock_mhz", "memory_limit_gib"):
+        del value[name]
+    if value["quota_cores"] is None:
+        del value["quota_cores"]
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def capture(device: str = "cpu") -> Environment:

@@ -34,6 +34,8 @@ def from_plain(kind: type[T], value: object, *, known_only: bool = False) -> T:
 
 
 def _checked(hint: Any, value: Any, name: str) -> Any:
+    if type(value) is hint:  # nearly always, and records hold thousands of samples
+        return value
     origin = get_origin(hint)
     is_bool = isinstance(value, bool)  # an int to Python, but to nobody else
     if hint is Any:

@@ -1,0 +1,1 @@
+"""The studies, made again from records: tables, contradictions and figures."""

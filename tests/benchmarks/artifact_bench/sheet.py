@@ -1,0 +1,96 @@
+"""What was measured of the artifacts of one network: facts, as they are stored."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from profiling.record import OK
+from profiling.samples import Ratio, paired_ratio
+from zoo.errors import RecordError
+from zoo.files import read_json
+from zoo.plain import from_plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """One backend at one batch size, in rounds that it took in turns with the others."""
+
+    threads: int
+    batch: int  # images per call
+    status: str  # as in profiling.record
+    reason: str | None
+    calls: tuple[int, ...]  # of each round
+    cpu_ms: tuple[float, ...]  # median of each round
+    wall_ms: tuple[float, ...]
+
+    def middle_ms(self, *, wall: bool) -> float:
+        """The median of the rounds."""
+        return statistics.median(self._clock(wall))
+
+    def times_as_fast(self, other: "Timing", *, wall: bool) -> Ratio:
+        """As `other`: the median over the turns of the ratio of their rounds."""
+        both = list(zip(self._clock(wall), other._clock(wall), strict=False))
+        ratio = paired_ratio(
+            [theirs for _, theirs in both], [1] * len(both), [(ours,) for ours, _ in both]
+        )
+        assert ratio is not None  # a timing that is OK has a round
+        return ratio
+
+    def _clock(self, wall: bool) -> tuple[float, ...]:
+        return self.wall_ms if wall else self.cpu_ms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One artifact, or one way to run the network in torch."""
+
+    backend: str
+    precision: str
+    reason: str | None = None  # why there is no artifact
+    runtime: str | None = None
+    file_bytes: int | None = None
+    top1: float | None = None  # in [0, 1]; None for an untrained network
+    accuracy_images: int | None = None
+    agreement: float | None = None  # share of images whose class is eager's; None for torch
+    agreement_images: int | None = None
+    max_abs_error: float | None = None  # of a logit
+    timings: tuple[Timing, ...] = ()
+
+    def timing(self, batch: int, threads: int) -> Timing | None:
+        """What was measured there, if it went well."""
+        found = (t for t in self.timings if (t.batch, t.threads) == (batch, threads))
+        return next((t for t in found if t.status == OK), None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """One network."""
+
+    model: str
+    run: str | None  # None: untrained
+    dataset: str
+    dataset_digest: str  # of all of it
+    environment: Mapping[str, Any]
+    commit: str | None
+    budget_s: float
+    entries: tuple[Entry, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return asdict(self)
+
+
+def read_sheet(path: Path) -> Sheet:
+    """Read what an earlier call wrote.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    try:
+        return from_plain(Sheet, read_json(path, RecordError))
+    except (TypeError, ValueError) as reason:
+        raise RecordError(
+            f"{path} is no record of artifacts ({reason}): remove it to measure again"
+        ) from None
