@@ -23,7 +23,7 @@ COMMAND = "gate_trials"
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench_results" / "gate"
 TRIALS = 20  # of either kind
-PAIRS = 10  # of processes in a trial
+PAIRS = 12  # of processes in a trial, as of the gate itself
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -154,10 +154,7 @@ def run_pairs(
                 for home, folder in zip(homes, folders, strict=True)
             ]
             wanted = _prepared(workers, wanted, samples)
-            core = idlest_core()
-            if core is not None:
-                for worker in workers:
-                    worker.keep_to(core)
+            keep_to_one_core(workers)
             for name in list(wanted):
                 if not pair:
                     samples.timed[name] = _plan(workers[0], name, is_cold=name in cold)
@@ -168,6 +165,14 @@ def run_pairs(
         longest = max(longest, time.monotonic() - begun) if pair else 0.0
         tell(f"pair {samples.pairs} of {pairs}, {samples.seconds:.0f} s")
     return samples
+
+
+def keep_to_one_core(workers: Iterable[Worker]) -> None:
+    """The idlest one, where there is a choice."""
+    core = idlest_core()
+    if core is not None:
+        for worker in workers:
+            worker.keep_to(core)
 
 
 def _prepared(workers: Sequence[Worker], names: Iterable[str], samples: Samples) -> list[str]:
