@@ -144,6 +144,18 @@ def test_the_committed_weights_have_the_stored_accuracy_on_full_data() -> None:
     assert found.top1 == pytest.approx(run.meta.test_top1, abs=5e-4)
 
 
+def test_what_the_readme_says_of_trust_is_what_was_measured() -> None:
+    trust = RESULTS / "trust"
+    told = " ".join(README.split())
+    repeated = json.loads((trust / "repeatability.json").read_text())["rows"]
+    spread = [row["variation"] for row in repeated]
+    agreement = json.loads((trust / "agreement.json").read_text())["rows"]
+
+    assert f"differ by {min(spread):.1%} to {max(spread):.1%} in `x ref`" in told
+    assert "tell the same times within 5%" in told
+    assert all(abs(row["ratio"] - 1) < 0.05 for row in agreement)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_exists(command: str) -> None:
     words = shlex.split(command)

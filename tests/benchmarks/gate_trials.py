@@ -1,7 +1,7 @@
 """Show what the time gate is worth: comparisons of the code with itself, and planted slowdowns.
 
 Each trial is written as it ends, and one that is there already is left: call it again to go on.
-An hour and a half on 2 cores for 20 trials of either kind:
+Two hours on 2 cores for 20 trials of either kind:
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/gate_trials.py
 """

@@ -4,6 +4,7 @@ A plant is one line put before a line of a copy of the code. What it costs is me
 a share of the path that it slows most; whatever else runs through that line is slowed by less.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,11 +15,14 @@ from typing import Any
 from zoo.errors import MachineError
 
 from .lanes import BLOCK_S, Worker, keep_to_one_core
+from .stats import ratio
 
 SLOWDOWN = 0.15  # of the CPU time of the path
 PLAIN = 0.6  # a slowdown that shows through noise, from which the cost of a unit follows
-TRIES = 8
-PROCESSES = 3  # of either side, once the slowdown is plain
+TRIES = 8  # of either kind
+NEAR = 0.015  # of SLOWDOWN, as it is measured
+MOST_STEP = 3  # times as many units after one measurement
+PROCESSES = 7  # of either side, once the slowdown is plain
 BLOCKS = 12  # of either side in a process, in turns
 MODULE = "planted_work"
 # Loops of Python where Python is what runs, products of matrices where kernels are.
@@ -127,12 +131,11 @@ def drawn(seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """How many units make the slowdown, and what that follows from."""
+    """How many units make the slowdown, and what they were measured to make."""
 
     units: int
+    slowdown: float
     path_ms: float
-    unit_us: float
-    fixed_us: float  # of doing any work at all: caches that are cold afterwards, a call
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -142,40 +145,37 @@ class Calibrated:
 def calibrate(plant: Plant, clean: Path, planted: Path, folder: Path) -> Calibrated:
     """Find the units with which the path takes SLOWDOWN longer; `planted` is a copy of `clean`.
 
+    A first guess comes from work that shows plainly. Work has a cost beside that of its units, as
+    caches are cold after it: hence the guess is planted, measured and mended until it fits.
+
     Raises:
-        MachineError: no amount of work slows it plainly.
+        MachineError: no amount of work slows it plainly, or none by so much.
     """
     untouched = (clean / plant.file).read_text()
     homes, units = (clean, planted), 1000 if plant.work == "products" else 100_000
-    for _ in range(TRIES):
+
+    def slowdown(units: int, pairs: int) -> tuple[float, float]:
         (planted / plant.file).write_text(untouched)
         plant.put(planted, units)
-        base_s, with_s = _fastest(plant.slows, homes, folder)
-        if with_s > (1 + PLAIN) * base_s:
+        taken = [_fastest(plant.slows, homes, folder) for _ in range(pairs)]
+        (planted / plant.file).write_text(untouched)
+        logs = [math.log(with_s / base_s) for base_s, with_s in taken]
+        return ratio(logs) - 1, min(base_s for base_s, _ in taken)
+
+    for _ in range(TRIES):
+        found, _ = slowdown(units, 1)
+        if found > PLAIN:
             break
         units *= 3
     else:
         raise MachineError(f"{units:,} units of work do not slow {plant.slows}")
-    base_s, with_s = _best(plant.slows, homes, folder)
-    few = max(1, round(units * SLOWDOWN * base_s / (with_s - base_s)))
-    (planted / plant.file).write_text(untouched)
-    plant.put(planted, few)
-    again_s, few_s = _best(plant.slows, homes, folder)
-    (planted / plant.file).write_text(untouched)
-    unit_s = ((with_s - base_s) - (few_s - again_s)) / (units - few)
-    fixed_s = (few_s - again_s) - few * unit_s
-    wanted = (SLOWDOWN * again_s - fixed_s) / unit_s
-    if wanted < 1:
-        raise MachineError(f"any work slows {plant.slows} by more than {SLOWDOWN:.0%}")
-    return Calibrated(
-        units=round(wanted), path_ms=1e3 * again_s, unit_us=1e6 * unit_s, fixed_us=1e6 * fixed_s
-    )
-
-
-def _best(name: str, homes: tuple[Path, Path], folder: Path) -> tuple[float, float]:
-    """CPU seconds of a call on either side, the fastest of several processes."""
-    base, planted = zip(*(_fastest(name, homes, folder) for _ in range(PROCESSES)), strict=True)
-    return min(base), min(planted)
+    units = max(1, round(units * SLOWDOWN / found))
+    for _ in range(TRIES):
+        found, base_s = slowdown(units, PROCESSES)
+        if abs(found - SLOWDOWN) <= NEAR:
+            return Calibrated(units=units, slowdown=found, path_ms=1e3 * base_s)
+        units = max(1, round(units * min(MOST_STEP, SLOWDOWN / max(found, NEAR))))
+    raise MachineError(f"{plant.slows} cannot be slowed by {SLOWDOWN:.0%} here: {found:.0%}")
 
 
 def _fastest(name: str, homes: tuple[Path, Path], folder: Path) -> tuple[float, float]:

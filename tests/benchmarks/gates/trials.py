@@ -14,7 +14,7 @@ from zoo.files import read_json
 from .hot_paths import gated
 from .lanes import Worker, run_pairs
 from .outcome import judge, percent, samples_from_json
-from .plants import PLANTS, SLOWDOWN, Calibrated, calibrate, drawn
+from .plants import NEAR, PLANTS, SLOWDOWN, Calibrated, calibrate, drawn
 from .sides import write_tree
 
 FOUND_SHARE = 0.95  # of planted slowdowns, at least; false alarms: none
@@ -129,8 +129,9 @@ def readme(done: Sequence[dict[str, Any]]) -> str:
         f"- {SLOWDOWN:.0%} more work at a place drawn by the seed: {sum(planted)} of "
         f"{len(planted)} found",
         "",
-        "The work is real and in our code; its size follows from the CPU time of the path that it "
-        "slows most and from what a unit of it costs there, both measured before.",
+        "The work is real and in our code; before the trials it was planted, measured and mended "
+        "until the path that it slows most took as much longer, give or take "
+        f"{100 * NEAR:.1f} points.",
         "",
         "| trial | place | path | measured | p | outcome | load | s |",
         "|---|---|---|---:|---:|---|---:|---:|",
