@@ -337,6 +337,14 @@ def test_what_trials_have_to_show(alarms: int, misses: int, is_enough: bool) -> 
     assert holds(done) == is_enough
 
 
+def test_nothing_is_shown_by_trials_of_one_kind() -> None:
+    selves = [trial(SELF, seed, one=1.0) for seed in range(20)]
+
+    assert not holds(selves)
+    assert not holds([trial(PLANTED, 0, one=1.15)])
+    assert "drawn by the seed: not tried yet\n" in readme(selves)
+
+
 def test_committed_outcome_is_what_the_samples_say() -> None:
     folder = ROOT / "bench_results" / "gate"
     if not folder.is_dir():

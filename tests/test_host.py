@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from profiling.bench import benchmark
 from profiling.host import LoadMeter, busy_ticks, idlest_core, least_busy
+from profiling.process import START_LIMIT_S, WorkerProcess
 from profiling.record import HostLoad
+from profiling.runs import model_subjects
 
 
 @pytest.fixture
@@ -99,3 +102,27 @@ def test_core_of_this_machine() -> None:
     core = idlest_core(look_s=0.01)
 
     assert core is None or core in os.sched_getaffinity(0)
+
+
+@pytest.mark.skipif(idlest_core(look_s=0.0) is None, reason="needs cores to choose from")
+def test_one_thread_is_kept_to_one_core_and_more_are_not() -> None:
+    core = max(os.sched_getaffinity(0))
+    greeting = {"device": "cpu", "threads": 1, "limit_s": START_LIMIT_S}
+
+    with WorkerProcess(threads=1) as kept, WorkerProcess(threads=1) as free:
+        kept.ask("hello", core=core, **greeting)
+        free.ask("hello", core=None, **greeting)
+
+        assert os.sched_getaffinity(kept.pid) == {core}
+        assert os.sched_getaffinity(free.pid) == os.sched_getaffinity(0)
+
+
+@pytest.mark.skipif(idlest_core(look_s=0.0) is None, reason="needs cores to choose from")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_measurement_tells_its_core(threads: int) -> None:
+    subject = next(one for one in model_subjects("resnet_20") if one.backend == "eager")
+
+    (record,) = benchmark([subject], batches=(1,), budget_s=1.0, threads=threads)
+
+    assert record.host is not None
+    assert (record.host.core in os.sched_getaffinity(0)) == (threads == 1)

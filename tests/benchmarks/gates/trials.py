@@ -99,10 +99,11 @@ def is_right(trial: dict[str, Any]) -> bool:
 
 
 def holds(done: Sequence[dict[str, Any]]) -> bool:
-    """Whether trials show what the gate promises."""
+    """Whether trials of both kinds were done and show what the gate promises."""
     planted = [is_right(trial) for trial in done if trial["kind"] == PLANTED]
     alarms = [trial for trial in done if trial["kind"] == SELF and not is_right(trial)]
-    return not alarms and sum(planted) >= FOUND_SHARE * len(planted)
+    is_shown = len(done) > len(planted) > 0
+    return is_shown and not alarms and sum(planted) >= FOUND_SHARE * len(planted)
 
 
 def verdict(trial: dict[str, Any]) -> str:
@@ -126,8 +127,8 @@ def readme(done: Sequence[dict[str, Any]]) -> str:
         f"paths and with {pairs} pairs of processes.",
         "",
         f"- the code against itself: {selves.count(False)} false alarms in {len(selves)} trials",
-        f"- {SLOWDOWN:.0%} more work at a place drawn by the seed: {sum(planted)} of "
-        f"{len(planted)} found",
+        f"- {SLOWDOWN:.0%} more work at a place drawn by the seed: "
+        + (f"{sum(planted)} of {len(planted)} found" if planted else "not tried yet"),
         "",
         "The work is real and in our code; before the trials it was planted, measured and mended "
         "until the path that it slows most took as much longer, give or take "
