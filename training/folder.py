@@ -20,6 +20,7 @@ from training.state import RunState, drop_previous, is_finite, newest_state, sav
 from zoo.checkpoint import (
     CURVES,
     METRICS,
+    NOT_BEGUN,
     RECIPE,
     STATE,
     Checkpoint,
@@ -189,23 +190,16 @@ def first_meta(
         recipe=recipe.to_json(),
         dataset=DatasetInfo.of(data, val_images=held_out),
         selection="last" if recipe.full_train else "validation",
-        epoch=0,
-        epochs_done=0,
-        val_top1=None,
-        test_top1=None,
-        test_top5=None,
-        train_seconds=0.0,
         compiled=trainer.runtime.compile,
         processes=trainer.world,
-        weights_sha256="",
         environment=capture(str(trainer.device)).to_json(),
         commit=git_commit(),
         started_at=now(),
-        finished_at=None,
         preprocessing=start.preprocessing,
         initial_weights=start.initial_weights,
         teacher=teacher,
         job=Job.current().id,
+        **NOT_BEGUN,
     )
 
 

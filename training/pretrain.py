@@ -32,7 +32,15 @@ from training.processes import processes
 from training.recipe import Runtime
 from training.schedule import learning_rate
 from training.views import Views
-from zoo.checkpoint import METRICS, Checkpoint, DatasetInfo, RunMeta, folder_name, save_run
+from zoo.checkpoint import (
+    METRICS,
+    NOT_BEGUN,
+    Checkpoint,
+    DatasetInfo,
+    RunMeta,
+    folder_name,
+    save_run,
+)
 from zoo.data import Dataset, validation_split
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError, ZooError, is_out_of_memory
@@ -286,19 +294,12 @@ def _first_meta(trainer: Pretrainer) -> RunMeta:
         recipe=asdict(settings),
         dataset=DatasetInfo.of(trainer.data, val_images=len(trainer.held_out)),
         selection="last",
-        epoch=0,
-        epochs_done=0,
-        val_top1=None,
-        test_top1=None,
-        test_top5=None,
-        train_seconds=0.0,
         compiled=False,
         processes=1,
-        weights_sha256="",
         environment=capture(str(trainer.device)).to_json(),
         commit=git_commit(),
         started_at=now(),
-        finished_at=None,
         preprocessing=trainer.preprocessing,
         pretraining=settings.name,
+        **NOT_BEGUN,
     )

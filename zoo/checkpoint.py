@@ -97,6 +97,13 @@ class RunMeta:
         return self.preprocessing or Preprocessing.of(self.dataset)
 
 
+# Facts of a run that has not taken a step.
+NOT_BEGUN: Mapping[str, Any] = {
+    **{"epoch": 0, "epochs_done": 0, "train_seconds": 0.0, "weights_sha256": ""},
+    **dict.fromkeys(("val_top1", "test_top1", "test_top5", "finished_at")),
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A run folder that holds usable weights."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from export.write import check_dataset
-from zoo.checkpoint import META, Checkpoint, DatasetInfo, RunMeta, folder_name, save_run
+from zoo.checkpoint import META, NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta, folder_name, save_run
 from zoo.data import Dataset, Split
 from zoo.environment import capture
 from zoo.models import create_model
@@ -62,19 +62,12 @@ def _untrained(path: Path, model: str, data: Dataset) -> Checkpoint:
         recipe={},
         dataset=DatasetInfo.of(data, val_images=0),
         selection="last",
-        epoch=0,
-        epochs_done=0,
-        val_top1=None,
-        test_top1=None,
-        test_top5=None,
-        train_seconds=0.0,
         compiled=False,
         processes=1,
-        weights_sha256="",
         environment=capture().to_json(),
         commit=None,
         started_at="",
-        finished_at=None,
+        **NOT_BEGUN,
     )
     return save_run(path, meta, network.state_dict())
 
