@@ -3,7 +3,7 @@
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
 # bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts, gpu,
-# zoo-speed, short-training, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
+# zoo-speed, short-training, study, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
 # STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of bench-compare),
 # BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
 # EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
@@ -54,6 +54,11 @@ REPORT = bench_results --out bench_results/report --readme bench_results/README.
 ZOO_SPEED = bench_results/zoo
 ZOO_BENCH = --backend eager --threads 1 --batch 1,8 --budget 2.5
 
+# Both studies again as an example: the shipped images, each training bounded by work.
+STUDY = bench_results/study
+SWEEP = --dataset cifar100-mini --seeds 0 --max-macs 2e11 --to onnx \
+	--backend eager,onnx --batch 1,8 --budget 1 --out $(STUDY)
+
 # ---------------------------------------------------------------------------------------------
 PYTHON_VERSION := $(shell { $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } 2>/dev/null)
 PYTHONS = 3.11 3.12 3.13$(if $(filter v100,$(STACK)),, 3.14)
@@ -76,7 +81,7 @@ PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all test-ci-extra check bench bench-counts bench-compare bench-train scaling \
-	memory-format artifacts gpu zoo-speed short-training report setup clean FORCE
+	memory-format artifacts gpu zoo-speed short-training study report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -134,6 +139,13 @@ zoo-speed: setup # a quarter of an hour alone on the machine; a network that fai
 
 short-training: setup # an hour of one core; what has a record already is left
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/short_training.py
+
+study: study-shard-1 study-shard-2 # an hour and a half of 2 cores with make -j2; killed, it goes on
+	"$(VENV)/bin/zoo-report" $(STUDY) --out $(STUDY)/report
+
+study-shard-%: setup # a job that cannot be done here, such as one from the Hub, is listed there
+	for list in comparison second-study "ablation all"; do OMP_NUM_THREADS=1 "$(VENV)/bin/zoo-sweep" \
+		$$list $(SWEEP) --shard $*/2 || [ $$? -eq 1 ] || exit; done
 
 report: setup
 	"$(VENV)/bin/zoo-report" $(REPORT)
