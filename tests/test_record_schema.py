@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import jsonschema
 import pytest
 from sample_records import MEASUREMENT, gap, measurement
 
@@ -90,8 +91,6 @@ def test_records_have_the_keys_of_the_schema() -> None:
 
 
 def test_records_validate() -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
-
     jsonschema.Draft202012Validator.check_schema(DESCRIBED)
     validator = jsonschema.Draft202012Validator(DESCRIBED)
     for value in samples():
