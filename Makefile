@@ -56,8 +56,9 @@ ZOO_BENCH = --backend eager --threads 1 --batch 1,8 --budget 2.5
 
 # Both studies again as an example: the shipped images, each training bounded by work.
 STUDY = bench_results/study
+STUDY_LISTS = comparison second-study "ablation all"
 SWEEP = --dataset cifar100-mini --seeds 0 --max-macs 2e11 --to onnx \
-	--backend eager,onnx --batch 1,8 --budget 1 --out $(STUDY)
+	--backend eager,onnx --batch 1,8 --budget 1
 
 # ---------------------------------------------------------------------------------------------
 PYTHON_VERSION := $(shell { $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } 2>/dev/null)
@@ -140,12 +141,15 @@ zoo-speed: setup # a quarter of an hour alone on the machine; a network that fai
 short-training: setup # an hour of one core; what has a record already is left
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/short_training.py
 
-study: study-shard-1 study-shard-2 # an hour and a half of 2 cores with make -j2; killed, it goes on
+# Two shards side by side, an hour and a half of 2 cores; killed, it goes on. A job that cannot be done
+# here, such as one with weights from the Hub, is listed with its reason.
+study: setup
+	$(MAKE) -j2 study-shard-1 study-shard-2
 	"$(VENV)/bin/zoo-report" $(STUDY) --out $(STUDY)/report
 
-study-shard-%: setup # a job that cannot be done here, such as one from the Hub, is listed there
-	for list in comparison second-study "ablation all"; do OMP_NUM_THREADS=1 "$(VENV)/bin/zoo-sweep" \
-		$$list $(SWEEP) --shard $*/2 || [ $$? -eq 1 ] || exit; done
+study-shard-%:
+	for list in $(STUDY_LISTS); do OMP_NUM_THREADS=1 "$(VENV)/bin/zoo-sweep" $$list $(SWEEP) \
+		--out $(STUDY) --shard $*/2 || [ $$? -eq 1 ] || exit; done
 
 report: setup
 	"$(VENV)/bin/zoo-report" $(REPORT)

@@ -136,8 +136,12 @@ def find_artifacts(run: Path) -> list[Artifact]:
     Raises:
         ArtifactError: a manifest cannot be read.
     """
-    manifests = sorted((run / FOLDER).glob("[!.]*.json"))
-    return [read_manifest(manifest) for manifest in manifests]
+    return [read_manifest(manifest) for manifest in manifests(run)]
+
+
+def manifests(run: Path) -> list[Path]:
+    """Where the manifests of a run's artifacts lie, by name."""
+    return sorted((run / FOLDER).glob("[!.]*.json"))
 
 
 def find_artifact(path: Path) -> Artifact:

@@ -15,6 +15,7 @@ from zoo.errors import ArtifactError, ZooError
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
+    from export.parity import Parity
     from export.proof import Reference
     from export.target import ExportTarget
     from zoo.checkpoint import Checkpoint, RunMeta
@@ -163,20 +164,15 @@ def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> None:
 
 def _prove(args: argparse.Namespace) -> int:
     """Prove files that are named, and those of runs whose proof is pending."""
-    from export.artifact import find_artifact, find_artifacts
     from export.opening import run_of
     from export.proof import Reference
     from export.write import prove_artifact
     from zoo.doctor import require_kernels
 
-    files = [path for path in args.paths if target_of(path) is not None]
-    artifacts = [find_artifact(path) for path in files]
-    for run in _runs(args, left_out=files):
-        artifacts += [one for one in find_artifacts(run.path) if one.pending is not None]
-    if not artifacts:
+    artifacts, codes = _to_prove(args)
+    if not artifacts and not codes:
         _say("no proof is pending")
     require_kernels(args.device)
-    codes = []
     references: dict[Path, Reference] = {}
     for artifact in artifacts:
         try:
@@ -200,6 +196,28 @@ def _prove(args: argparse.Namespace) -> int:
         except (ZooError, OSError) as error:
             codes.append(_report(error))
     return codes[0] if codes else 0
+
+
+def _to_prove(args: argparse.Namespace) -> tuple[list["Artifact"], list[int]]:
+    """What is to be proven, and an exit code for each file or manifest that is of no use."""
+    from export.artifact import find_artifact, manifests, read_manifest
+
+    files = [path for path in args.paths if target_of(path) is not None]
+    found: list[Artifact] = []
+    codes = []
+    runs = _runs(args, left_out=files)
+    for read, path in (
+        *((find_artifact, path) for path in files),
+        *((read_manifest, path) for run in runs for path in manifests(run.path)),
+    ):
+        try:
+            artifact = read(path)
+        except (ZooError, OSError) as error:
+            codes.append(_report(error))
+            continue
+        if path in files or artifact.pending is not None:
+            found.append(artifact)
+    return found, codes
 
 
 def _runs(args: argparse.Namespace, left_out: Sequence[Path] = ()) -> list["Checkpoint"]:
@@ -321,7 +339,7 @@ def _summary(artifact: "Artifact") -> str:
     parity, accuracy = artifact.parity or artifact.proxy_parity, artifact.accuracy
     agreement = parity and (
         f"agrees with eager: largest error of a {what} {parity.max_abs_error:.1e} "
-        + (f"(allowed {parity.limit:.1e})" if parity.limit else "(not held against it)")
+        + (f"(allowed {parity.limit:.1e})" if parity.limit else _noise(parity))
         + f", same class for {parity.top1_agreement:.1%} of {parity.images} images"
     )
     if artifact.pending is not None:
@@ -337,6 +355,12 @@ def _summary(artifact: "Artifact") -> str:
         return text
     weight = "" if beside.is_gate else ", too few images to decide"
     return f"{text} (eager top-1 {beside.eager_top1:.2%}, McNemar p = {beside.p_value:.2g}{weight})"
+
+
+def _noise(parity: "Parity") -> str:
+    if parity.noise is None or parity.noise_limit is None:
+        return "(not held against it)"
+    return f"({parity.noise:.1%} noise, allowed {parity.noise_limit:.0%})"
 
 
 def _quantised(facts: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """ONNX Runtime: one file on one provider, and never on another in its place."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from zoo.errors import ArtifactError, MachineError, ZooError, first_line, neares
 if TYPE_CHECKING:
     import onnx
 
+CPU, TENSORRT = "CPUExecutionProvider", "TensorrtExecutionProvider"
 # What --provider calls them; the first is what runs on that kind of device unless told otherwise.
-PROVIDERS = {
-    "cpu": {"cpu": "CPUExecutionProvider"},
-    "cuda": {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"},
-}
+PROVIDERS = {"cpu": {"cpu": CPU}, "cuda": {"cuda": "CUDAExecutionProvider", "tensorrt": TENSORRT}}
+# Operators that do the work; shapes are computed on the CPU on purpose, whatever the provider.
+HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "Gemm", "MatMul"})
+RECORD_PLACES = "session.record_ep_graph_assignment_info"
 NUMPY = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
@@ -39,7 +41,9 @@ class OnnxSession:
         MissingPackageError: ONNX Runtime is not installed.
         ArtifactError: the file is damaged, keeps tensors in other files, or does not take one
             float32 batch of images.
-        MachineError: ONNX Runtime does not run there; it would fall back to the CPU silently.
+        MachineError: ONNX Runtime does not run there, or runs a convolution or matrix product on
+            the CPU in its place (which ONNX Runtime tells from 1.24 on); or TensorRT does not take
+            this int8.
         ZooError: the provider does not go with `device`.
     """
 
@@ -54,8 +58,12 @@ class OnnxSession:
         self.precision = precision_of(model)
         self.device = device
         self._path = path
+        if wanted == TENSORRT and self.precision == "int8":
+            _check_symmetric(model, path)
         providers = _providers(wanted, device, self.precision)
         self._session = _open(path, wanted, providers, without=_harmful_optimisers(model))
+        if wanted != CPU:
+            check_placement(path, wanted, operators_by_provider(self._session))
         self.runtime = f"onnxruntime {onnxruntime.__version__} {self._session.get_providers()[0]}"
         self._bytes = self._raw_input()
         self.backend = f"onnx-{RAW}" if self._bytes else "onnx"
@@ -69,11 +77,10 @@ class OnnxSession:
             MachineError: the file does not take this shape, such as another batch than its own.
         """
         images = self.feed(images)
-        if self.device.startswith("cuda"):
-            return self._run_on_gpu(images)
-        feed = {self._input: images.numpy()}
         try:
-            (logits,) = self._session.run([self._output], feed)
+            if self.device.startswith("cuda"):
+                return self._run_in_place(images)
+            (logits,) = self._session.run([self._output], {self._input: images.numpy()})
         except Exception as reason:  # ONNX Runtime's own classes share no other base
             raise MachineError(
                 f"{self._path}, whose input is {self.input_shape}, did not run on images of shape "
@@ -90,19 +97,26 @@ class OnnxSession:
     def synchronize(self) -> None:
         """Nothing to wait for: `run` returns finished logits."""
 
-    def _run_on_gpu(self, images: Tensor) -> Tensor:
-        classes = self._session.get_outputs()[0].shape[-1]
-        logits = torch.empty(len(images), classes, device=images.device)
+    def _run_in_place(self, images: Tensor) -> Tensor:
+        """Run where the images lie, without a copy to the CPU and back."""
+        where, index = images.device.type, images.device.index or 0
+        shape = self._session.get_outputs()[0].shape
+        logits = None
+        if len(shape) == 2 and isinstance(shape[1], int):
+            logits = torch.empty(len(images), shape[1], device=images.device)
         binding = self._session.io_binding()
-        index = images.device.index or 0
         kind = NUMPY[self._session.get_inputs()[0].type]
-        for bind, name, tensor, element in (
-            (binding.bind_input, self._input, images, kind),
-            (binding.bind_output, self._output, logits, np.float32),
-        ):
-            bind(name, "cuda", index, element, tuple(tensor.shape), tensor.data_ptr())
-        torch.cuda.current_stream(images.device).synchronize()  # ONNX Runtime has its own stream
+        binding.bind_input(self._input, where, index, kind, tuple(images.shape), images.data_ptr())
+        if logits is None:  # a file of others that does not say how many classes it knows
+            binding.bind_output(self._output, where, index)
+        else:
+            place = tuple(logits.shape), logits.data_ptr()
+            binding.bind_output(self._output, where, index, np.float32, *place)
+        if where == "cuda":
+            torch.cuda.current_stream(images.device).synchronize()  # ONNX Runtime has its own
         self._session.run_with_iobinding(binding)  # waits for the result
+        if logits is None:
+            return torch.from_numpy(binding.copy_outputs_to_cpu()[0]).to(images.device)
         return logits
 
     def _raw_input(self) -> Bytes | None:
@@ -154,7 +168,7 @@ def check_provider(name: str | None, device: str) -> str:
 
 def _providers(wanted: str, device: str, precision: str) -> list[tuple[str, dict[str, str]]]:
     """The wanted one first, and what takes the operators that TensorRT leaves."""
-    if wanted == "CPUExecutionProvider":
+    if wanted == CPU:
         return [(wanted, {})]
     index = device.partition(":")[2] or "0"
     cuda = ("CUDAExecutionProvider", {"device_id": index, "use_tf32": "0"})  # fp32 means fp32
@@ -177,6 +191,7 @@ def _open(
     settings.intra_op_num_threads = torch.get_num_threads()  # the same for every backend
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what matters is raised
+    settings.add_session_config_entry(RECORD_PLACES, "1")
     names, options = zip(*providers, strict=True)
     try:
         session = onnxruntime.InferenceSession(
@@ -191,6 +206,54 @@ def _open(
     if session.get_providers()[0] != wanted:
         raise _no_provider(path, wanted)
     return session
+
+
+def operators_by_provider(session: Any) -> Mapping[str, frozenset[str]] | None:
+    """Which operators run on which provider; None where ONNX Runtime, before 1.24, does not tell.
+
+    Being registered says little: ONNX Runtime gives each node to the first provider that takes it,
+    and to the CPU what none does.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    found: dict[str, set[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        found.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
+    return {name: frozenset(operators) for name, operators in found.items()}
+
+
+def check_placement(path: Path, wanted: str, found: Mapping[str, frozenset[str]] | None) -> None:
+    """Refuse a session whose work is done elsewhere than asked for.
+
+    Raises:
+        MachineError: a convolution or matrix product runs on the CPU, or nothing runs on `wanted`.
+    """
+    if not found:
+        return
+    strays = sorted(HEAVY & found.get(CPU, frozenset()))
+    if strays or wanted not in found:
+        what = f"{', '.join(strays)} on the CPU" if strays else "nothing on it"
+        raise MachineError(
+            f"ONNX Runtime was told to run {path} on {wanted} and runs {what}: "
+            "use --device cpu, or another --provider"
+        )
+
+
+def _check_symmetric(model: "onnx.ModelProto", path: Path) -> None:
+    """Refuse int8 that was made for CPUs: TensorRT has neither integer biases nor offsets."""
+    import onnx
+
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        operands = {kinds.get(name) for name in (node.input[0], *node.input[2:])}
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and operands & {
+            onnx.TensorProto.INT32,
+            onnx.TensorProto.UINT8,
+        }:
+            raise MachineError(
+                f"{path} is int8 for CPUs, which TensorRT does not take: use --provider cuda, or "
+                "write it with zoo-export --to trt --precision int8"
+            )
 
 
 def _harmful_optimisers(model: "onnx.ModelProto") -> list[str]:

@@ -14,6 +14,7 @@ from zoo.session import InferenceSession
 IMAGES = 1000  # of the test split, or all where there are fewer
 FIRST_BATCHES = (1, 5)  # that no exporter picks by accident; the rest runs in batches of BATCH
 BATCH = 256
+CLOSE = 0.05  # of the largest logit: nearer than that, noise is not asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,10 +25,12 @@ class Parity:
     max_abs_error: float  # of a logit; NaN where either side has a NaN or an infinity
     mean_abs_error: float
     mean_kl: float | None = None  # divergence from the reference in nats; None in older ones
+    noise: float | None = None  # error by how far images differ; None in older ones, or not finite
     top1_agreement: float  # share of images with the same first guess, in [0, 1]
     worst_image: int  # row with the largest error, or the first without finite logits
     tolerance: float | None  # the target's: a share of the largest reference logit
     limit: float | None  # what max_abs_error was held against; None: it was only measured
+    noise_limit: float | None = None  # what noise was held against
     passed: bool
 
 
@@ -36,6 +39,7 @@ def compare(
     candidate: Tensor,
     *,
     tolerance: float | None,
+    noise_limit: float | None = None,
     are_probabilities: bool = False,
 ) -> Parity:
     """Hold `candidate` against `reference`.
@@ -45,6 +49,12 @@ def compare(
     passes, every image whose two best reference logits lie further apart than twice that limit
     keeps its class. Without a tolerance every finite error passes. NaN and infinity never do, on
     either side.
+
+    Noise is the root mean square of the errors as a share of that by which the reference's answers
+    to the images differ from their mean: 1 for a candidate that answers every image alike, the
+    square root of 2 for one that answers others. It means the same for any number of classes and
+    any accuracy. An untrained network may answer all images nearly alike: a candidate whose every
+    error is below CLOSE of the largest logit passes whatever its noise.
 
     Shapes:
         (N, K), (N, K) -> scalars.
@@ -64,6 +74,9 @@ def compare(
     limit = None if tolerance is None else tolerance * max(1.0, expected.abs().max().item())
     largest = float("nan") if bad.any() else errors.max().item()
     worst = bad.int() if bad.any() else errors.amax(1)
+    noise = None if bad.any() else _noise(expected, errors)
+    is_close = largest <= CLOSE * expected.abs().max().item()
+    is_quiet = noise_limit is None or is_close or (noise is not None and noise <= noise_limit)
     return Parity(
         images=len(expected),
         max_abs_error=largest,
@@ -73,7 +86,10 @@ def compare(
         worst_image=int(worst.argmax()),
         tolerance=tolerance,
         limit=limit,
-        passed=not bad.any() if limit is None else largest <= limit,  # False for NaN
+        noise=noise,
+        noise_limit=noise_limit,
+        # The comparison is False for NaN.
+        passed=is_quiet and (not bad.any().item() if limit is None else largest <= limit),
     )
 
 
@@ -94,6 +110,15 @@ def batched_logits(
         parts.append(session.run(batch.to(session.device)).float().cpu())
         start += size
     return torch.cat(parts)
+
+
+def _noise(expected: Tensor, errors: Tensor) -> float | None:
+    """See `compare`; None where the reference answers every image alike and is not met."""
+    error = errors.square().mean().sqrt().item()
+    signal = (expected - expected.mean(0)).square().mean().sqrt().item()
+    if signal > 0:
+        return error / signal
+    return None if error else 0.0
 
 
 def _mean_kl(expected: Tensor, found: Tensor, *, are_probabilities: bool) -> float:

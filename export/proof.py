@@ -1,5 +1,6 @@
 """What an artifact has to show before it is kept: parity with eager, and accuracy."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from export.calibrate import Calibration, chosen, divided, right
 from export.mcnemar import Comparison, compare_answers
-from export.parity import IMAGES, Parity, batched_logits, compare
+from export.parity import CLOSE, IMAGES, Parity, batched_logits, compare
 from export.raw import RawReference
 from export.target import ExportOptions, Tolerance
 from zoo.checkpoint import Checkpoint
@@ -145,7 +146,13 @@ def prove(session: InferenceSession, reference: Reference, tolerance: Tolerance)
     comparison = None
     if tolerance.max_drop is not None:
         truth = torch.from_numpy(test.fine.copy())
-        comparison = compare_answers(reference.guesses, logits.argmax(1), truth, tolerance.max_drop)
+        comparison = compare_answers(
+            reference.guesses,
+            logits.argmax(1),
+            truth,
+            tolerance.max_drop,
+            is_lossy=tolerance.is_lossy,
+        )
         if comparison.is_gate and comparison.fault is not None:
             raise Unproven(f"its accuracy failed: {comparison.fault}", parity.worst_image)
     return Proof(parity=parity, accuracy=accuracy(logits, test.fine), comparison=comparison)
@@ -162,16 +169,31 @@ def prove_parity(session: InferenceSession, reference: Reference, tolerance: Tol
         reference.logits,
         batched_logits(session, data.test.images[:IMAGES], reference.preprocessing),
         tolerance=tolerance.logits,
+        noise_limit=tolerance.noise,
         are_probabilities=reference.are_probabilities,
     )
     if not parity.passed:
-        what = "probability" if reference.are_probabilities else "logit"
-        name = data.class_names[data.test.fine[parity.worst_image]]
-        allowed = "a finite one" if parity.limit is None else f"{parity.limit:.2g}"
         raise Unproven(
-            f"parity with eager failed: a {what} of test image {parity.worst_image} ({name}) is "
-            f"off by {parity.max_abs_error:.2g} where {allowed} is allowed, and "
+            f"parity with eager failed: {_fault(parity, reference)}, and "
             f"{parity.top1_agreement:.1%} of {parity.images} images keep their class",
             parity.worst_image,
         )
     return parity
+
+
+def _fault(parity: Parity, reference: Reference) -> str:
+    """What keeps it from passing."""
+    data, row = reference.data, parity.worst_image
+    what = "probability" if reference.are_probabilities else "logit"
+    if parity.noise_limit is None or not math.isfinite(parity.max_abs_error):
+        allowed = "a finite one" if parity.limit is None else f"{parity.limit:.2g}"
+        return (
+            f"a {what} of test image {row} ({data.class_names[data.test.fine[row]]}) is off by "
+            f"{parity.max_abs_error:.2g} where {allowed} is allowed"
+        )
+    if parity.noise is None:
+        return f"eager answers every test image alike, and a {what} is off by more than {CLOSE:.0%}"
+    return (
+        f"the error of a {what} is {parity.noise:.0%} of what tells one image from another, where "
+        f"{parity.noise_limit:.0%} is allowed"
+    )

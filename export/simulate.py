@@ -48,10 +48,19 @@ class SimulatedSession:
         self._input = proto.graph.input[0].name
 
     def run(self, images: Tensor) -> Tensor:
-        """Logits of one batch; a raw graph's probabilities."""
+        """Logits of one batch; a raw graph's probabilities.
+
+        Raises:
+            MachineError: ONNX Runtime does not run the graph.
+        """
         if self._bytes is not None:
             images = self._bytes.restore(images)
-        (logits,) = self._session.run(None, {self._input: images.contiguous().numpy()})
+        try:
+            (logits,) = self._session.run(None, {self._input: images.contiguous().numpy()})
+        except Exception as reason:  # ONNX Runtime's own classes share no other base
+            raise MachineError(
+                f"ONNX Runtime does not run the graph: {first_line(reason)}"
+            ) from None
         return torch.from_numpy(logits)
 
     def synchronize(self) -> None:

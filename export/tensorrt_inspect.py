@@ -39,11 +39,18 @@ def network_layer_types(network: Any) -> LayerTypes:
     A convolution or matrix product of dequantised integers counts as int8, whatever its output.
     """
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    kinds = {
-        layer.get_output(index).name: layer.type.name
+    makers = {
+        layer.get_output(index).name: layer
         for layer in layers
         for index in range(layer.num_outputs)
     }
+
+    def is_dequantised(tensor: Any) -> bool:
+        maker = makers.get(tensor.name)
+        while maker is not None and maker.type.name == "SHUFFLE":  # the parser lines up axes
+            maker = makers.get(maker.get_input(0).name)
+        return maker is not None and maker.type.name == "DEQUANTIZE"
+
     counts: dict[str, Counter[str]] = {}
     for layer in layers:
         if layer.type.name in PLUMBING or layer.get_output(0).dtype.name not in FORMATS:
@@ -51,7 +58,7 @@ def network_layer_types(network: Any) -> LayerTypes:
         kind, form = layer.type.name.lower(), FORMATS[layer.get_output(0).dtype.name]
         if kind in HEAVY.values():
             inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
-            if [kinds.get(tensor.name) for tensor in inputs if tensor] == ["DEQUANTIZE"] * 2:
+            if [is_dequantised(tensor) for tensor in inputs if tensor] == [True, True]:
                 form = "int8"
         counts.setdefault(kind, Counter())[form] += 1
     return _plain(counts)
@@ -119,6 +126,20 @@ def verify_types(found: LayerTypes, expected: LayerTypes, *, precision: str) -> 
         wrong = {form for form in found.get(kind, {}) if form != "fp32"}
         if wrong:
             raise MachineError(f"a {kind} layer computes in {', '.join(sorted(wrong))}, not fp32")
+
+
+def verify_engine(found: LayerTypes, *, precision: str) -> None:
+    """Hold the layers of a built engine against its precision, where it tells of them.
+
+    Raises:
+        MachineError: it tells, and no layer computes in that precision.
+    """
+    formats = {form for counts in found.values() for form in counts}
+    if formats and precision in FORMATS.values() and precision not in formats:
+        raise MachineError(
+            f"no layer of the {precision} engine computes in {precision}, "
+            f"but in {', '.join(sorted(formats))}"
+        )
 
 
 def summarise(types: LayerTypes) -> str:

@@ -11,7 +11,12 @@ from export.onnx_session import OnnxSession
 from export.target import FLOATS, INT8, ExportOptions, Tolerance
 from export.tensorrt_api import AMPERE, Flavor, check_gpu, load_flavor
 from export.tensorrt_build import build_engine, check_options
-from export.tensorrt_inspect import graph_layer_types, summarise, verify_types
+from export.tensorrt_inspect import (
+    graph_layer_types,
+    summarise,
+    verify_engine,
+    verify_types,
+)
 from export.tensorrt_run import TensorRtSession
 from export.to_onnx import onnx_graph
 from export.typed import typed_fp16
@@ -86,15 +91,26 @@ class TensorRtTarget:
             from export.simulate import SimulatedSession
 
             assert options.calibration is not None
-            graph, facts["int8"] = quantise(graph, TENSORRT, options.calibration, SimulatedSession)
+            graph, facts["int8"] = quantise(
+                graph,
+                TENSORRT,
+                options.calibration,
+                lambda proto: SimulatedSession(typed_fp16(proto)),  # what is built, fp16 and all
+            )
         if precision in ("fp16", "int8"):
             graph = typed_fp16(graph)
         written = write_engine(graph, path, flavor, precision=precision, options=options, gpu=gpu)
         return {**written, **facts}
 
     def open(self, path: Path, *, device: str) -> InferenceSession:
-        """Run an engine with the flavour that wrote it."""
-        return TensorRtSession(path, device=device)
+        """Run an engine with the flavour that wrote it.
+
+        Raises:
+            MachineError: no layer of it computes in its precision.
+        """
+        session = TensorRtSession(path, device=device)
+        verify_engine(session.layer_types, precision=session.precision)
+        return session
 
     def pending(self, path: Path, *, device: str) -> str | None:
         """An engine runs on a GPU alone, also one that was built without."""
@@ -151,6 +167,7 @@ def write_engine(
     if gpu is None:
         return facts
     engine = TensorRtSession(path, device=options.device).layer_types
+    verify_engine(engine, precision=precision)
     return facts | {
         "engine_layers": engine,
         "layers": f"{facts['layers']}; engine: {summarise(engine)}",

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from export.artifact import (
 from export.opening import check_source
 from export.proof import Proof, Reference, Unproven, prove, prove_parity
 from export.raw import LAYOUT, OUTPUT, Bytes, RawModel
-from export.target import ExportOptions, ExportTarget, HasGraph, HasProxy
+from export.target import INT8_MAX_DROP, ExportOptions, ExportTarget, HasGraph, HasProxy, Tolerance
 from zoo import __version__
 from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
@@ -47,8 +48,28 @@ def write_artifact(
     names before either replaces an older one, the manifest last.
 
     Raises:
-        MachineError: the file does not compute what the model computes; none was kept.
+        ZooError: `raw` is for ONNX files alone.
+        MachineError: the file does not compute what the model computes, or a runtime failed; none
+            was kept.
     """
+    if raw and target.name != "onnx":
+        raise ZooError(
+            f"from bytes to probabilities is for .onnx files, not for {target.name}: use --to onnx"
+        )
+    path = artifact_path(reference.run.path, target.name, precision, target.suffix, raw=raw)
+    with _named(path):
+        return _written(reference, target, path, precision=precision, options=options, raw=raw)
+
+
+def _written(
+    reference: Reference,
+    target: ExportTarget,
+    path: Path,
+    *,
+    precision: str,
+    options: ExportOptions,
+    raw: bool,
+) -> Artifact:
     run, preprocessing = reference.run, reference.preprocessing
     check_dataset(run.path, run.meta.dataset, reference.data)
     model: nn.Module = reference.model
@@ -57,8 +78,8 @@ def write_artifact(
     if raw:
         reference, model = reference.raw(), RawModel(model, preprocessing)
     _ = reference.logits  # weights that are of no use are found before minutes of writing
-    path = artifact_path(run.path, target.name, precision, target.suffix, raw=raw)
-    tolerance, manifest = target.tolerance[precision], manifest_path(path)
+    tolerance = _tolerance(target, precision, max_drop=options.int8_max_drop)
+    manifest = manifest_path(path)
     metadata = _metadata(run, precision, raw=raw)
     with atomic_files(path, last=manifest) as part:
         facts = target.export(
@@ -130,8 +151,16 @@ def prove_artifact(
     Raises:
         ArtifactError: the file is not the one that its manifest describes.
         MachineError: it does not run here, or does not compute what the model computes; then the
-            manifest says that, and the artifact stays out of every table.
+            manifest says that and nothing of an earlier proof, and the artifact stays out of every
+            table.
     """
+    with _named(artifact.path):
+        return _proven_here(artifact, reference, target, device=device)
+
+
+def _proven_here(
+    artifact: Artifact, reference: Reference, target: ExportTarget, *, device: str
+) -> Artifact:
     check_dataset(artifact.path, artifact.dataset, reference.data)
     check_digest(artifact)
     reason = target.pending(artifact.path, device=device)
@@ -142,10 +171,19 @@ def prove_artifact(
     check_source(artifact)
     session = target.open(artifact.path, device=device)
     manifest = manifest_path(artifact.path)
+    facts = artifact.facts.get("int8", {})
+    tolerance = _tolerance(
+        target, artifact.precision, max_drop=facts.get("max_drop", INT8_MAX_DROP)
+    )
     try:
-        proof = prove(session, reference, target.tolerance[artifact.precision])
+        proof = prove(session, reference, tolerance)
     except Unproven as error:
-        refuted = replace(artifact, pending=f"not the model on {session.runtime}: {error}")
+        refuted = replace(
+            artifact,
+            **_proven(None, None),
+            pending=f"not the model on {session.runtime}: {error}",
+            proven_in=None,
+        )
         write_json(manifest, refuted.to_json())
         raise MachineError(f"{artifact.path}: {error}: its manifest says so now") from None
     proven = replace(
@@ -170,6 +208,21 @@ def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
             f"{source} belongs to {expected.name} with digest {expected.digest[:12]}..., "
             f"but {data.name} as found has {data.digest[:12]}...: point --data-dir at the same data"
         )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what torch or a runtime raises into one line with the name of the file at hand."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as reason:
+        raise MachineError(f"{path}: {first_line(reason)}: nothing was written") from reason
+
+
+def _tolerance(target: ExportTarget, precision: str, *, max_drop: float) -> Tolerance:
+    """The target's; how much int8 may lose is up to whoever asked for it."""
+    tolerance = target.tolerance[precision]
+    return replace(tolerance, max_drop=max_drop) if tolerance.is_lossy else tolerance
 
 
 def _proven(proof: Proof | None, session: InferenceSession | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the turns: what slows the machine down for a while hits all of them alike.
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +17,9 @@ from profiling.answers import Answers
 from profiling.host import LoadMeter, idlest_core
 from profiling.lane import RUNNING, Lane, Stored, Trial
 from profiling.latency import REFERENCE
-from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
-from profiling.record import OK, Measurement, now
+from profiling.process import WorkerError, WorkerProcess
+from profiling.record import FAILED, OK, Measurement, now
+from profiling.reference import ReferenceWorker
 from profiling.subject import Progress, Subject
 from zoo.environment import Environment, git_commit
 from zoo.errors import MachineError
@@ -76,7 +77,7 @@ def benchmark(
         greeting = {"device": device, "threads": threads, "core": core}
         stored = _store(data, Path(folder)) if data is not None else None
         answers = Answers(Path(folder))
-        reference = start()
+        reference = ReferenceWorker(start, greeting)
         lanes = [
             Lane(
                 subject,
@@ -98,13 +99,19 @@ def benchmark(
             stored_for=lambda subject: _stored_for(subject, stored, data),
         )
         try:
-            environment = _meet(reference, lanes, greeting, time_limit_s)
-            for lane in lanes:
-                lane.open()
-            for same_batch in trials:
-                _measure(lanes, same_batch, reference, core, time_limit_s, tell)
+            environment = _meet(reference, lanes, time_limit_s)
         except WorkerError as error:  # a lane keeps its own errors
             raise MachineError(f"no benchmark on device {device!r}: {error}") from None
+        for lane in lanes:
+            lane.open()
+        for same_batch in trials:
+            try:
+                _measure(lanes, same_batch, reference, core, time_limit_s, tell)
+            except WorkerError as error:
+                for trial in same_batch:
+                    if trial.status == RUNNING:
+                        trial.end(FAILED, f"the reference kernel failed twice: {error}")
+                        tell(trial.subject, trial.batch, trial.status)
         for lane in lanes:
             lane.evaluate(max(batches))
     commit = git_commit()
@@ -115,15 +122,10 @@ def benchmark(
     ]
 
 
-def _meet(
-    reference: WorkerProcess,
-    lanes: Sequence[Lane],
-    greeting: Mapping[str, Any],
-    limit_s: float,
-) -> Environment:
+def _meet(reference: ReferenceWorker, lanes: Sequence[Lane], limit_s: float) -> Environment:
     """Wait until every worker has loaded torch: that beside a measurement would disturb it."""
-    found = reference.ask("hello", limit_s=START_LIMIT_S, **greeting)
-    reference.ask("reference", limit_s=limit_s)
+    found = reference.hello()
+    reference.ask("reference", limit_s=limit_s, batch=1)
     for lane in lanes:
         lane.meet()
     return Environment.from_json(found)
@@ -132,7 +134,7 @@ def _meet(
 def _measure(
     lanes: Sequence[Lane],
     trials: Sequence[Trial],
-    reference: WorkerProcess,
+    reference: ReferenceWorker,
     core: int | None,
     limit_s: float,
     tell: Callable[[Subject, int | None, str], None],
@@ -144,11 +146,12 @@ def _measure(
         if trial.status != RUNNING:
             tell(trial.subject, trial.batch, trial.status)
     meter = LoadMeter(lambda: [reference.pid, *(lane.pid for lane in lanes if lane.pid)], core=core)
-    before = reference.ask("reference", limit_s=limit_s)
+    batch = trials[0].batch
+    before = reference.ask("reference", limit_s=limit_s, batch=batch)
     while pairs := [(lane, trial) for lane, trial in pairs if trial.status == RUNNING]:
         for lane, trial in pairs:
             taken = lane.round(trial)
-            after = reference.ask("reference", limit_s=limit_s)
+            after = reference.ask("reference", limit_s=limit_s, batch=batch)
             if taken is not None:
                 trial.keep(taken, before, after)
                 lane.finish(trial, meter)

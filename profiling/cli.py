@@ -49,6 +49,10 @@ def _mode(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
     chosen = [name for name in modes if getattr(args, name)]
     if len(chosen) > 1:
         raise ZooError(f"--{chosen[0]} and --{chosen[1]} exclude each other: leave one out")
+    for name in ("price_per_hour", "latency_bound", "l2_flush"):
+        if chosen and getattr(args, name):
+            option = name.replace("_", "-")
+            raise ZooError(f"--{option} is for a benchmark: leave it or --{chosen[0]} out")
     if args.json and not chosen:
         raise ZooError("--json is for --compare, --cost, --layers or --roofline: add one of them")
     return modes[chosen[0]] if chosen else _bench
@@ -97,13 +101,15 @@ def _compare(args: argparse.Namespace) -> int:
     for error in damaged:
         _say(f"left out: {error}")
     print(json.dumps(to_json(comparison), indent=1) if args.json else text(comparison).rstrip())
-    return 1 if damaged else 0
+    return 1 if damaged or comparison.has_broken else 0
 
 
 def _cost(args: argparse.Namespace) -> int:
     from profiling.costs import cost_rows, cost_text
 
     subjects = [s for job in _jobs(args) for s in job.subjects() if s.backend != "compile"]
+    if not subjects:
+        raise ZooError("--cost counts networks and files, compile is neither: add --backend eager")
     if args.json:
         print(json.dumps(cost_rows(subjects, args.batch), indent=1))
     else:
@@ -230,6 +236,7 @@ def _run_of(path: Path) -> Path | None:
 
 def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     from export import target_of
+    from export.artifact import manifest_path, read_manifest
     from profiling.runs import onnx_subject
 
     run = _run_of(path)
@@ -242,7 +249,8 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
         if path.is_file():
             subjects = [s for s in subjects if Path(s.path).resolve() == path.resolve()]
             if not subjects:
-                raise ZooError(f"{path} is no artifact: give a run, or an .onnx file")
+                whole = read_manifest(manifest_path(path)).path
+                raise ZooError(f"{path} belongs to {whole}: give that file, or its run")
     chosen = [s for s in subjects if args.backend is None or s.backend in args.backend]
     for name in args.backend or ():
         if not any(subject.backend == name for subject in chosen):

@@ -6,20 +6,21 @@ difference is said only where both show it on the same side.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from profiling.compare_stats import LEAST_ROUNDS, Ratio, ratio_of
-from profiling.record import OK, Measurement, read_record, read_records
+from profiling.record import FAILED, OK, Measurement, read_record, read_records
 from profiling.samples import by_round
-from profiling.tables import USUAL_IMAGE, number, place
+from profiling.tables import USUAL_IMAGE, backend_name, number, place
 from zoo.errors import RecordError
 from zoo.text import columns
 
 SLOWER, FASTER, SAME = "B is slower", "B is faster", "no difference shown"
-Kind = tuple[str, str, str, int, tuple[int, int]]  # model, backend, precision, batch, image size
+# Model, backend, precision, batch, image size, and whether the L2 cache was overwritten.
+Kind = tuple[str, str, str, int, tuple[int, int], bool]
 LEFT_COLUMNS = 3  # of the table: names
 METHOD = """\
 B/A: ratio of the medians of the rounds, with its 95% interval (Welch's t of their logarithms).
@@ -49,8 +50,8 @@ class Pair:
         if self.before.reference_kernel != self.after.reference_kernel:
             return None
         sides = (self.before, self.after)
-        relative = round_cpu_ratios if all(map(has_cpu_ratios, sides)) else round_ratios
-        return ratio_of(*map(relative, sides))
+        by_cpu = all(side.has_cpu_ratios for side in sides)
+        return ratio_of(*(side.round_ratios(by_cpu=by_cpu) for side in sides))
 
     @property
     def verdict(self) -> str:
@@ -77,6 +78,14 @@ class Comparison:
     pairs: tuple[Pair, ...]
     only_before: tuple[Measurement, ...]
     only_after: tuple[Measurement, ...]
+    gaps_before: tuple[Measurement, ...] = ()  # without numbers where the other set has some
+    gaps_after: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()  # which of several measurements of a kind was taken
+
+    @property
+    def has_broken(self) -> bool:
+        """Whether something of the first set failed in the second."""
+        return any(record.status == FAILED for record in self.gaps_after)
 
 
 def round_medians(record: Measurement) -> list[float]:
@@ -84,42 +93,21 @@ def round_medians(record: Measurement) -> list[float]:
     return [statistics.median(calls) for calls in by_round(record.samples_ms, record.round_calls)]
 
 
-def round_ratios(record: Measurement) -> list[float]:
-    """Median time of each round as a multiple of the reference kernel around that round."""
-    pairs = zip(round_medians(record), record.round_reference_ms, strict=True)
-    return [median / reference for median, reference in pairs]
-
-
-def has_cpu_ratios(record: Measurement) -> bool:
-    """Whether the record holds CPU times that say all of a call: one thread of a CPU."""
-    environment = record.environment
-    has_times = bool(record.samples_cpu_ms and record.round_reference_samples_cpu_ms)
-    return environment.device == "cpu" and environment.threads == 1 and has_times
-
-
-def round_cpu_ratios(record: Measurement) -> list[float]:
-    """Median CPU time of each round as a multiple of the reference kernel around that round."""
-    rounds = by_round(record.samples_cpu_ms, record.round_calls)
-    pairs = zip(rounds, record.round_reference_samples_cpu_ms, strict=True)
-    return [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
-
-
 def read_side(
     path: Path, on_damage: Callable[[RecordError], None] | None = None
 ) -> list[Measurement]:
-    """The measurements with numbers in a record file, or in the folders of records below `path`.
+    """The measurements in a record file, or in the folders of records below `path`.
 
     With `on_damage`, what cannot be read in a folder is reported to it and left out.
 
     Raises:
-        RecordError: there are none, or a record is damaged or of a newer schema.
+        RecordError: none has numbers, or a record is damaged or of a newer schema.
     """
     is_file = path.is_file()
     records = [read_record(path)] if is_file else read_records(path, on_damage=on_damage)
-    measured = [record for record in records if record.status == OK]
-    if not measured:
+    if all(record.status != OK for record in records):
         raise RecordError(f"{path} holds no measurement with numbers: make some with zoo-bench")
-    return measured
+    return records
 
 
 def compare(
@@ -127,22 +115,39 @@ def compare(
 ) -> Comparison:
     """Pair the newest measurement of each kind in either set.
 
-    A kind is model, backend, precision, batch and image size in one environment. `on_damage` is as
-    in `read_side`.
+    A kind is model, backend, precision, batch, image size and whether the L2 cache was overwritten,
+    in one environment. One whose newest measurement has no numbers is told apart, with its reason.
+    `on_damage` is as in `read_side`.
 
     Raises:
         RecordError: a side holds no numbers, or the two have no kind in common.
     """
-    sides = [_newest(read_side(path, on_damage)) for path in (before, after)]
-    if sides[0].keys().isdisjoint(sides[1]):
+    read = [read_side(path, on_damage) for path in (before, after)]
+    newest = [_newest(records) for records in read]
+    sides = [
+        {key: record for key, record in side.items() if record.status == OK} for side in newest
+    ]
+    common = sorted(sides[0].keys() & sides[1].keys())
+    gaps = [
+        tuple(side[key] for key in sorted(side.keys() & other.keys()) if side[key].status != OK)
+        for side, other in ((newest[0], sides[1]), (newest[1], sides[0]))
+    ]
+    if not common and not any(gaps):
         raise RecordError(_why_nothing(before, after, sides))
-    common = [key for key in sides[0] if key in sides[1]]
-    pairs = (Pair(before=sides[0][key], after=sides[1][key]) for key in sorted(common))
     alone = [
         tuple(mine[key] for key in sorted(mine) if key not in other)
-        for mine, other in (sides, reversed(sides))
+        for mine, other in ((sides[0], newest[1]), (sides[1], newest[0]))
     ]
-    return Comparison(pairs=tuple(pairs), only_before=alone[0], only_after=alone[1])
+    return Comparison(
+        pairs=tuple(Pair(before=sides[0][key], after=sides[1][key]) for key in common),
+        only_before=alone[0],
+        only_after=alone[1],
+        gaps_before=gaps[0],
+        gaps_after=gaps[1],
+        notes=tuple(
+            note for name, records in zip("AB", read, strict=True) for note in _taken(name, records)
+        ),
+    )
 
 
 def _newest(records: Iterable[Measurement]) -> dict[tuple[str, Kind], Measurement]:
@@ -150,10 +155,30 @@ def _newest(records: Iterable[Measurement]) -> dict[tuple[str, Kind], Measuremen
     return {(record.environment.key, kind(record)): record for record in ordered}
 
 
+def _taken(side: str, records: Sequence[Measurement]) -> Iterator[str]:
+    """Of each kind that several runs or files share, which of them was taken."""
+    origins: dict[tuple[str, Kind], set[str]] = {}
+    for record in records:
+        key = record.environment.key, kind(record)
+        origins.setdefault(key, set()).add(_origin(record))
+    for key, record in sorted(_newest(records).items()):
+        if len(origins[key]) > 1:
+            yield (
+                f"{side} has {len(origins[key])} of {_words(record)}: the newest, of "
+                f"{_origin(record)}, is taken"
+            )
+
+
+def _origin(record: Measurement) -> str:
+    file = f"file {record.artifact_sha256[:12]}"
+    return file if record.source is None else f"run {record.source.run}, {file}"
+
+
 def kind(record: Measurement) -> Kind:
     """What two measurements have to agree in to be compared, apart from the environment."""
     height, width = USUAL_IMAGE if record.image_shape is None else record.image_shape[1:]
-    return record.model, record.backend, record.precision, record.batch, (height, width)
+    how = record.backend, record.precision, record.batch
+    return record.model, *how, (height, width), record.is_l2_flushed
 
 
 def _why_nothing(
@@ -174,7 +199,7 @@ def _why_nothing(
 
 
 def _words(record: Measurement) -> str:
-    return f"{record.model} {record.backend} {record.precision} b{record.batch}"
+    return f"{record.model} {backend_name(record)} {record.precision} b{record.batch}"
 
 
 # Output -------------------------------------------------------------------------------------
@@ -189,6 +214,10 @@ def text(comparison: Comparison) -> str:
     for side, alone in (("A", comparison.only_before), ("B", comparison.only_after)):
         if alone:
             out += f"only in {side}: {', '.join(map(_words, alone))}\n"
+    for side, gaps in (("A", comparison.gaps_before), ("B", comparison.gaps_after)):
+        for gap in gaps:
+            out += f"{gap.status} in {side}: {_words(gap)}: {gap.reason}\n"
+    out += "".join(f"{note}\n" for note in comparison.notes)
     return f"{out}{METHOD}\n"
 
 
@@ -199,7 +228,7 @@ def _table(pairs: Iterable[Pair]) -> str:
         before, after = pair.before, pair.after
         lines.append(
             [
-                *(before.model, before.backend, before.precision, str(before.batch)),
+                *(before.model, backend_name(before), before.precision, str(before.batch)),
                 *(number(before.p50_ms), number(after.p50_ms)),
                 *(*_cells(pair.time), *_cells(pair.over_reference)),
                 pair.verdict if pair.note is None else f"{pair.verdict}: {pair.note}",
@@ -237,18 +266,26 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "only_in_a": [_facts(record) for record in comparison.only_before],
         "only_in_b": [_facts(record) for record in comparison.only_after],
+        "without_numbers_in_a": [_gap(record) for record in comparison.gaps_before],
+        "without_numbers_in_b": [_gap(record) for record in comparison.gaps_after],
+        "notes": list(comparison.notes),
     }
 
 
 def _facts(record: Measurement) -> dict[str, Any]:
-    model, backend, precision, batch, image_size = kind(record)
+    model, backend, precision, batch, image_size, is_l2_flushed = kind(record)
     return {
         "model": model,
         "backend": backend,
         "precision": precision,
         "batch": batch,
         "image_size": list(image_size),
+        "is_l2_flushed": is_l2_flushed,
     }
+
+
+def _gap(record: Measurement) -> dict[str, Any]:
+    return {**_facts(record), "status": record.status, "reason": record.reason}
 
 
 def _side(record: Measurement) -> dict[str, Any]:

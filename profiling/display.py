@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.progress import TextColumn, TimeElapsedColumn
-
 from profiling.record import FAILED, OK, SKIPPED
 from profiling.roofline import ROOF_NOTE, share_of_roof
 from profiling.tables import (
+    backend_name,
     busy_note,
     mebibytes,
     millions,
@@ -16,7 +15,7 @@ from profiling.tables import (
     run_name,
     throttle_note,
 )
-from zoo.display import LiveDisplay
+from zoo.display import LiveDisplay, TextColumn, TimeElapsedColumn
 from zoo.text import columns
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def results(
     for record in measured:
         ratio, first_ms = record.relative, record.first_call_ms
         line = {
-            "backend": record.backend,
+            "backend": backend_name(record),
             "precision": record.precision,
             "batch": str(record.batch),
             "p50 ms": number(record.p50_ms),

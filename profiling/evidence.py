@@ -1,6 +1,7 @@
 """What a folder of evidence holds: lines of JSON, and weights in archives.
 
-records.jsonl   what was done, with which outcome, and every measurement
+records.jsonl   what was done, with which outcome, and every measurement; where it has grown too
+                large, it goes on in records-2.jsonl, records-3.jsonl...
 runs.jsonl      the trainings: facts, recipe and metrics of each
 weights-N.zip   weights of runs as .safetensors, none above MOST_WEIGHTS
 summary.md      the same for people; log.txt: what was printed
@@ -10,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from zoo.plain import from_plain
 
 SCHEMA = 1
 RECORDS, RUNS, WEIGHTS = "records.jsonl", "runs.jsonl", "weights-{}.zip"
+MORE_RECORDS = "records-{}.jsonl"  # counted from 2
 SUMMARY, LOG = "summary.md", "log.txt"
 MOST_WEIGHTS = 4_000_000  # bytes of one file inside the archives
 STEP, MACHINE, MEASUREMENT, TRAINING, ARTIFACT, ROOF = (
@@ -126,7 +129,7 @@ def read_evidence(folder: Path) -> Evidence:
         MEASUREMENT: Measurement,
         ROOF: Roof,
     }
-    for place, line in _lines(folder / RECORDS):
+    for place, line in chain.from_iterable(map(_lines, record_files(folder))):
         kind = line.get("kind")
         if kind not in found:
             raise RecordError(f"{place} is of kind {kind!r}, which is unknown: update cifar-zoo")
@@ -142,6 +145,14 @@ def read_evidence(folder: Path) -> Evidence:
         runs=tuple(runs),
         roofs=tuple(found[ROOF]),
     )
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The file of records and those in which it goes on, in order; the first may be missing."""
+    files = [folder / RECORDS]
+    while (following := folder / MORE_RECORDS.format(len(files) + 1)).is_file():
+        files.append(following)
+    return files
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -17,6 +17,7 @@ MARK = 3.2  # pt: half of what a point takes
 DISTANCES = (4.0, 7.0, 11.0, 16.0, 22.0, 30.0, 40.0, 52.0, 66.0)  # pt from a point to its name
 NEAR = 8.0  # pt: beyond, a line leads from the name to its point
 ANGLES = tuple(math.pi / 8 * step for step in range(1, 17))  # the upper right first
+COVERING = 10.0  # what covering costs beside crossing, area for area
 LEAD = np.linspace(0.15, 1.0, 12)  # where along that line is looked for what it crosses
 
 
@@ -82,8 +83,10 @@ def _free_place(
             corner = at + side * distance * pixel - size * (1 - side) / 2
             box = np.concatenate([corner, corner + size])
             outside = size.prod() - _shared(box, inside[None]).sum()
-            cost = float(_shared(box, taken).sum() + 20 * max(0.0, outside - 1e-6))
+            cost = float(COVERING * _shared(box, taken).sum() + 20 * max(0.0, outside - 1e-6))
             is_far = distance > NEAR
+            if best is not None and cost >= best[0]:
+                continue
             if is_far:
                 cost += size.prod() / 8 * _crossed(at, box, taken)
             if best is None or cost < best[0]:

@@ -37,37 +37,51 @@ class LoadMeter:
         now = self._now()
         if now is None or self._before is None:
             return None
-        total, busy, steal, own = (a - b for a, b in zip(now, self._before, strict=True))
+        total, busy, steal, own, of_core, own_of_core = (
+            a - b for a, b in zip(now, self._before, strict=True)
+        )
         if total < LEAST_TICKS:
             return None
+        cores = len(core_ticks(self._proc))
+        share = None if self._core is None else max(0, of_core - own_of_core) * cores / total
         return HostLoad(
             others=round(max(0, busy - own) / total, 4),
             steal=round(max(0, steal) / total, 4),
             clock_mhz=self._clock_mhz(),
             core=self._core,
+            cores=cores or None,
+            of_core=None if share is None else round(min(1.0, share), 4),
         )
 
-    def _now(self) -> tuple[int, int, int, int] | None:
-        """Ticks so far, of all cores: altogether, at work for this machine, stolen, our own."""
+    def _now(self) -> tuple[int, int, int, int, int, int] | None:
+        """Ticks so far, of all cores: altogether, at work for this machine, stolen, our own.
+
+        Then those of the measured core, at work or stolen, and our workers' own, for they are
+        all there; this process may be anywhere, and counts as another one.
+        """
         try:
             words = (self._proc / "stat").read_text().split(maxsplit=FIELDS + 1)
             ticks = [int(word) for word in words[1 : FIELDS + 1]]
             # The times of a worker that has ended are among those of our children.
-            own = sum(self._own(pid) for pid in (os.getpid(), *self._processes()))
+            here, ended = self._own(os.getpid())
+            workers = sum(sum(self._own(pid)) for pid in self._processes()) + ended
+            of_core = busy_ticks(self._proc).get(self._core, 0) if self._core is not None else 0
         except (OSError, ValueError):
             return None
         if len(ticks) < FIELDS:
             return None
         total, steal = sum(ticks), ticks[STEAL]
-        return total, total - steal - sum(ticks[column] for column in IDLE), steal, own
+        busy = total - steal - sum(ticks[column] for column in IDLE)
+        return total, busy, steal, here + workers, of_core, workers
 
-    def _own(self, pid: int) -> int:
+    def _own(self, pid: int) -> tuple[int, int]:
+        """Ticks of a process, and of its children that have ended."""
         try:
             text = (self._proc / str(pid) / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
-            return 0
-        fields = text.rpartition(")")[2].split()
-        return sum(map(int, fields[OWN_TIMES]))
+            return 0, 0
+        user, system, *of_children = map(int, text.rpartition(")")[2].split()[OWN_TIMES])
+        return user + system, sum(of_children)
 
     def _clock_mhz(self) -> float | None:
         try:
@@ -99,12 +113,15 @@ def least_busy(before: dict[int, int], after: dict[int, int], usable: set[int]) 
 
 def busy_ticks(proc: Path) -> dict[int, int]:
     """Ticks at work so far, stolen ones included, by core; empty where nothing tells."""
+    every = core_ticks(proc).items()
+    return {core: sum(ticks) - sum(ticks[column] for column in IDLE) for core, ticks in every}
+
+
+def core_ticks(proc: Path) -> dict[int, list[int]]:
+    """The FIELDS of /proc/stat, by core; empty where nothing tells."""
     try:
         lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
     except OSError:
         return {}
-    found = {}
-    for name, *ticks in (line for line in lines if re.fullmatch(r"cpu\d+", line[0])):
-        counts = list(map(int, ticks[:FIELDS]))
-        found[int(name.removeprefix("cpu"))] = sum(counts) - sum(counts[i] for i in IDLE)
-    return found
+    cores = (line for line in lines if re.fullmatch(r"cpu\d+", line[0]) and len(line) > FIELDS)
+    return {int(name.removeprefix("cpu")): list(map(int, ticks[:FIELDS])) for name, *ticks in cores}

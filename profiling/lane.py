@@ -32,9 +32,11 @@ class Trial:
     runtime: str | None = None
     precision: str | None = None
     first_call_ms: float | None = None
+    takes_bytes: bool = False  # in place of normalised images
     warmup_calls: int = 0
     is_stationary: bool | None = None
     call_ms: float = 0.0  # median of the last round or warm-up window
+    untimed: int = 0  # calls between the timed ones
     spent_s: float = 0.0  # of the budget
     samples_ms: list[float] = field(default_factory=list)
     samples_cpu_ms: list[float] = field(default_factory=list)
@@ -77,6 +79,7 @@ class Trial:
         self.samples_cpu_ms += taken["cpu_ms"]
         self.samples_enqueue_ms += taken["enqueue_ms"]
         self.samples_device_ms += taken["device_ms"]
+        self.untimed += taken["untimed"]
         self.round_calls.append(len(taken["wall_ms"]))
         wall_ms, cpu_ms = (
             tuple(ms for reference in references for ms in reference[clock])
@@ -97,7 +100,8 @@ class Trial:
         def each(name: str) -> list[Any]:
             return [state[name] for state in self.round_gpu if state[name] is not None]
 
-        energies, images = each("energy_mj"), self.batch * sum(self.round_calls)
+        energies = each("energy_mj")
+        images = self.batch * (sum(self.round_calls) + self.untimed)
         is_metered = len(energies) == len(self.round_gpu)
         reasons = {reason for met in each("throttled_by") for reason in met}
         return GpuState(
@@ -204,18 +208,26 @@ class Lane:
         except WorkerError as error:
             trial.end(FAILED, str(error))
             return None
-        trial.spent_s += max(seconds, 1e-3 * sum(taken["wall_ms"]))
+        trial.spent_s += taken["seconds"]
         return taken
 
     def finish(self, trial: Trial, meter: LoadMeter) -> None:
-        """When that was the last round, take the peak memory and what `meter` says."""
+        """After the last round check the answer again; take the peak memory and the load."""
         if not trial.is_enough:
             return
         try:
-            peak = self._ask("peak_memory")
+            peak, last = self._ask("peak_memory"), self._ask("last_call")
         except WorkerError as error:
             trial.end(FAILED, str(error))
             return
+        assert trial.precision is not None
+        reason = complaint(last, trial, trial.precision)
+        if reason is not None:
+            trial.end(FAILED, f"{reason} (in the call after the last round)")
+            return
+        trial.logits_error = max(
+            (one for one in (trial.logits_error, last["error"]) if one is not None), default=None
+        )
         trial.peak_memory_mib, trial.memory_method = peak["mib"], peak["method"]
         trial.host = meter.read()
         trial.status = OK
@@ -248,6 +260,7 @@ class Lane:
             expected=self._expected.expected(self.subject, trial.batch),
         )
         precision = self._opened["precision"]
+        trial.takes_bytes = first["takes_bytes"]
         reason = complaint(first, trial, precision)
         if reason is not None:
             trial.end(FAILED, reason)
@@ -276,15 +289,15 @@ class Lane:
         return self._worker
 
 
-def complaint(first: dict[str, Any], trial: Trial, precision: str) -> str | None:
-    """What is wrong with the logits of the first call; None where nothing is."""
-    shape, classes = tuple(first["shape"]), trial.subject.num_classes
+def complaint(found: dict[str, Any], trial: Trial, precision: str) -> str | None:
+    """What is wrong with the logits of a call; None where nothing is."""
+    shape, classes = tuple(found["shape"]), trial.subject.num_classes
     if shape[:1] != (trial.batch,) or (classes is not None and shape[1:] != (classes,)):
         width = "K" if classes is None else classes
         return f"wrong answer: logits of shape {shape}, expected ({trial.batch}, {width})"
-    if not first["is_finite"]:
+    if not found["is_finite"]:
         return "wrong answer: some logits are not finite"
-    error, limit = first["error"], answers.limit(precision, takes_bytes=first["takes_bytes"])
+    error, limit = found["error"], answers.limit(precision, takes_bytes=trial.takes_bytes)
     if error is not None and error > limit:
         return (
             f"wrong answer: logits differ from eager's by {error:.2g} of the largest, more than "

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from zoo.session import InferenceSession
 
 DIGITS = 5  # of a millisecond: 10 ns, the most that a clock tells
-MOST_CALLS = 500  # of one round; a median needs no more, and a record stays below 200 kB
+MOST_CALLS = 400  # of one round that are kept: so a record of four clocks stays below 200 kB
 WINDOW_S = 0.03  # least length of a warm-up window
 WINDOW_CALLS = 3
 WINDOWS_AGREE = 0.05  # share by which the medians of successive windows may differ
 WINDOWS = 3  # that have to agree: two do so too while a session slowly gets faster
-REFERENCE = "210 convolutions of 32 channels with ReLU: 2 of 8 images, 16 of 1, 192 of 1 of 4x4"
-REFERENCE_CALLS = 5
+REFERENCE = (
+    "12 convolutions of 16 to 64 channels, batch norm, ReLU; images as in a call, 64 at most"
+)
+REFERENCE_IMAGES = 64  # at most
+REFERENCE_S = 0.03  # of calls, before and after each round
+REFERENCE_CALLS = 5  # at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Calls:
     cpu_ms: tuple[float, ...]  # of the process, all its threads
     enqueue_ms: tuple[float, ...] = ()  # until the call had returned; these two on a GPU alone
     device_ms: tuple[float, ...] = ()
+    untimed: int = 0  # other calls between them
 
 
 class DeviceClock(Protocol):
@@ -53,23 +58,33 @@ def time_calls(
     *,
     seconds: float,
     least: int = 1,
+    most: int | None = None,
     device_clock: DeviceClock | None = None,
     before_each: Callable[[], None] | None = None,
 ) -> Calls:
     """Wall time and CPU time of each call in milliseconds, device work included.
 
-    Calls go on for `seconds`, for at least `least` and at most MOST_CALLS of them. `images`
-    already lie on the session's device: copies are not part of the figure, nor is `before_each`.
+    Calls go on for `seconds`, and for at least `least` of them. Where more than `most` would fit,
+    so many are timed at equal distances, and the calls between them are not. `images` already lie
+    on the session's device: copies are not part of the figure, nor is `before_each`.
     """
     session.synchronize()
     wall_ms: list[float] = []
     cpu_ms: list[float] = []
     enqueue_ms: list[float] = []
     device_ms: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(wall_ms) < MOST_CALLS:
-        if time.perf_counter() >= end and len(wall_ms) >= least:
+    untimed = 0
+    begin = time.perf_counter()
+    distance_s = 0.0 if most is None else seconds / most
+    while True:
+        elapsed_s = time.perf_counter() - begin
+        if elapsed_s >= seconds and len(wall_ms) >= least:
             break
+        if elapsed_s < len(wall_ms) * distance_s:
+            session.run(images)
+            session.synchronize()
+            untimed += 1
+            continue
         if before_each is not None:
             before_each()
         cpu_start = time.process_time()
@@ -85,7 +100,7 @@ def time_calls(
         cpu_ms.append(_since(cpu_start, time.process_time()))
         if device_clock is not None:
             device_ms.append(round(device_clock.elapsed_ms(), DIGITS))
-    return Calls(tuple(wall_ms), tuple(cpu_ms), tuple(enqueue_ms), tuple(device_ms))
+    return Calls(tuple(wall_ms), tuple(cpu_ms), tuple(enqueue_ms), tuple(device_ms), untimed)
 
 
 def time_first_call(session: "InferenceSession", images: "Tensor") -> tuple[float, "Tensor"]:
@@ -135,30 +150,43 @@ def warm_up_windows(window: Callable[[float, int], tuple[float, ...]], seconds: 
     return WarmUp(calls, median_ms, False)
 
 
-def time_reference(device: str) -> Callable[[], Calls]:
-    """A function that times a few calls of the reference kernel.
+def time_reference(device: str, batch: int) -> Callable[[], Calls]:
+    """A function that times a few calls of the reference kernel for calls of `batch` images.
 
-    It is a little of what networks do, always the same and in torch alone: 3x3 convolutions of 8
-    images of 32 x 32, of one such image, and of one of 4 x 4, where dispatching is all the work.
-    Each takes about a third of its time. It says how fast the machine is at that moment, so that
-    results exist as a ratio to it.
+    It says how fast the machine is at that moment, so that results exist as a ratio to it. It is a
+    little of what networks do, always the same and in torch alone: for each of three stages, four
+    3x3 convolutions with batch norm and ReLU. It takes as many images as what is measured, for a
+    machine does not slow dispatching, which is most of a call of one image, and arithmetic alike.
     """
     import torch
+    from torch.nn.functional import batch_norm, conv2d
 
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn((8, 32, 32, 32), generator=generator).to(device)
-    weight = torch.randn((32, 32, 3, 3), generator=generator).to(device) / 17  # keeps the scale
-    images, weight = (x.contiguous(memory_format=torch.channels_last) for x in (images, weight))
-    small = images[:1, :, :4, :4].contiguous(memory_format=torch.channels_last)
+
+    def drawn(*shape: int) -> "Tensor":
+        values = torch.randn(shape, generator=generator).to(device)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    images = min(batch, REFERENCE_IMAGES)
+    stages = [
+        (
+            drawn(images, width, size, size),
+            drawn(width, width, 3, 3) / (3 * width**0.5),  # keeps the scale
+            torch.zeros(width, device=device),
+            torch.ones(width, device=device),
+        )
+        for width, size in ((16, 32), (32, 16), (64, 8))
+    ]
 
     def kernel() -> None:
-        for x, layers in ((images, 2), (images[:1], 16), (small, 192)):
-            for _ in range(layers):
-                x = torch.relu(torch.conv2d(x, weight, padding=1))
+        for x, weight, mean, variance in stages:
+            for _ in range(4):
+                x = torch.relu(batch_norm(conv2d(x, weight, padding=1), mean, variance))
 
     def measure() -> Calls:
-        wall_ms, cpu_ms = [], []
-        for _ in range(REFERENCE_CALLS):
+        wall_ms: list[float] = []
+        cpu_ms: list[float] = []
+        while len(wall_ms) < REFERENCE_CALLS or sum(wall_ms) < 1e3 * REFERENCE_S:
             cpu_start, start = time.process_time(), time.perf_counter()
             with torch.inference_mode():
                 kernel()

@@ -129,7 +129,8 @@ class WorkerProcess:
         self.kill()
         code = self._process.returncode
         if code < 0:
-            name = signal.Signals(-code).name
+            is_named = -code in set(signal.Signals)  # those of real time are not
+            name = signal.Signals(-code).name if is_named else f"signal {-code}"
             words = self._last_words()
             starved = name == "SIGKILL" or OUT_OF_MEMORY.search(words)
             hint = " (out of memory?)" if starved else ""

@@ -19,7 +19,7 @@ from zoo.plain import from_plain
 SCHEMA = 2  # described in record.schema.json
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 FIRST_REFERENCE = "product of two 512 x 512 float32 matrices"  # of all records of schema 1
-BUSY = 0.05  # a share of the CPU's time in other hands that is worth saying
+BUSY = 0.1  # cores in other hands, or of the measured core, that are worth saying
 RECORDS = "records"  # the folder name by which records are found
 STUDY = "study.json"  # in a folder whose records have a report of their own
 
@@ -45,11 +45,13 @@ class HostLoad:
     steal: float  # other machines, where this one is virtual
     clock_mhz: float | None = None  # mean of the cores at the end; None where nothing tells
     core: int | None = None  # to which all of one thread was kept; None: it could move
+    cores: int | None = None  # of which the shares are; None in older records
+    of_core: float | None = None  # of the time of `core` alone: others, other machines among them
 
     @property
     def is_busy(self) -> bool:
-        """Whether the times must be read with care."""
-        return self.others + self.steal > BUSY
+        """Whether the times must be read with care; who had one core is as busy as of many."""
+        return (self.others + self.steal) * (self.cores or 1) > BUSY or (self.of_core or 0.0) > BUSY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,18 +235,31 @@ class Measurement:
     def relative(self) -> samples.Ratio | None:
         """Time of a call in units of the reference kernel of the same moments.
 
-        Of one thread on a CPU both are CPU times, which other processes disturb less, and of each
-        round the mean: where two hardware threads share a core, calls have one of two speeds, and
-        a median is either of them.
+        Of one thread on a CPU both are CPU times, which other processes disturb less.
         """
-        on_one_thread = self.environment.device == "cpu" and self.environment.threads == 1
-        references = self.round_reference_samples_cpu_ms
-        if on_one_thread and self.samples_cpu_ms and references:
-            return samples.paired_ratio(
-                self.samples_cpu_ms, self.round_calls, references, middle=statistics.fmean
+        return samples.ratio_of_rounds(self.round_ratios(by_cpu=self.has_cpu_ratios))
+
+    @property
+    def has_cpu_ratios(self) -> bool:
+        """Whether CPU times were kept that say all of a call: those of one thread on a CPU."""
+        is_alone = self.environment.device == "cpu" and self.environment.threads == 1
+        return is_alone and bool(self.samples_cpu_ms and self.round_reference_samples_cpu_ms)
+
+    def round_ratios(self, *, by_cpu: bool) -> list[float]:
+        """Of each round, the time of a call in units of the reference kernel around it.
+
+        Of CPU times both are means: where two hardware threads share a core, calls have one of two
+        speeds, and a median is either of them. Of wall times both are medians.
+        """
+        if by_cpu:
+            return samples.paired(
+                self.samples_cpu_ms,
+                self.round_calls,
+                self.round_reference_samples_cpu_ms,
+                middle=statistics.fmean,
             )
         medians = [(ms,) for ms in self.round_reference_ms]
-        return samples.paired_ratio(self.samples_ms, self.round_calls, medians)
+        return samples.paired(self.samples_ms, self.round_calls, medians)
 
     @property
     def reference_ratio(self) -> float | None:
@@ -256,7 +271,8 @@ class Measurement:
     def file_name(self) -> str:
         """Says what was measured; the folder says where."""
         parts = (self.model, self.backend, self.precision, f"b{self.batch}")
-        label = "-".join((*parts, self.artifact_sha256[:12]))
+        flushed = ("l2flush",) if self.is_l2_flushed else ()
+        label = "-".join((*parts, *flushed, self.artifact_sha256[:12]))
         return re.sub(r"[^A-Za-z0-9._-]", "_", label) + ".json"
 
     def path_in(self, folder: Path) -> Path:

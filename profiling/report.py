@@ -24,6 +24,10 @@ from zoo.files import atomic_file
 
 TITLE = "Efficiency of the models"
 PLOTS = {"pareto": "Accuracy against latency", "roofline": "Speed under the roof"}
+UNCERTAIN = (
+    "A median whose interval is wider than +-2% was not known better when its measurement ended: "
+    "compare it with care."
+)
 DEMONSTRATION = (
     "cifar100-mini is a small subset of CIFAR-100, shipped for demonstrations and tests: these are "
     "bounded demonstration runs, not CIFAR-100 results."
@@ -140,10 +144,7 @@ def notes(table: Table) -> list[str]:
     lines += [f"Peak MiB: {method}." for method in methods if method]
     records = [record for row in table.rows for record in row.by_batch.values()]
     if any(not record.ci_reached for record in records):
-        lines.append(
-            "A median whose interval is wider than +-2% was not known better when its measurement "
-            "ended: compare it with care."
-        )
+        lines.append(UNCERTAIN)
     lines += [note for note in (busy_note(records), throttle_note(records)) if note]
     if any(share_of_roof(record, table.roof) is not None for record in records):
         lines.append(f"Roof %: {ROOF_NOTE}")

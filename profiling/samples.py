@@ -77,21 +77,32 @@ class Ratio:
     interval: tuple[float, float] | None  # 95%; None below six rounds
 
 
-def paired_ratio(
+def paired(
     samples: Sequence[float],
     rounds: Sequence[int],
     references: Sequence[Sequence[float]],
     *,
     middle: Callable[[Sequence[float]], float] = statistics.median,
-) -> Ratio | None:
-    """The median over the rounds of the `middle` of their samples by that of their references.
+) -> list[float]:
+    """Of each round, the `middle` of its samples by that of its references.
 
     What slows the machine down for a while slows both sides of a pair, so this drifts less than a
-    time. Its interval takes each round as one observation. None without rounds.
+    time.
     """
     pairs = zip(by_round(samples, rounds), references, strict=True)
-    ratios = [middle(taken) / middle(reference) for taken, reference in pairs]
+    return [middle(taken) / middle(reference) for taken, reference in pairs]
+
+
+def ratio_of_rounds(ratios: Sequence[float]) -> Ratio | None:
+    """The median of what `paired` gives; each round is one observation. None without rounds."""
     return Ratio(statistics.median(ratios), median_interval(ratios)) if ratios else None
+
+
+def paired_ratio(
+    samples: Sequence[float], rounds: Sequence[int], references: Sequence[Sequence[float]]
+) -> Ratio | None:
+    """The median over the rounds of their medians by those of their references."""
+    return ratio_of_rounds(paired(samples, rounds, references))
 
 
 def _interval_of_few(values: Sequence[float]) -> tuple[float, float]:

@@ -28,9 +28,10 @@ CSV_FIELDS = (
         "load_s",
         "first_call_ms",
     ),
-    *("activation_bytes", "intensity", "input", "artifact_sha256", "created_at"),
+    *("activation_bytes", "intensity", "input", "is_l2_flushed", "artifact_sha256", "created_at"),
 )
-HOST_FIELDS, GPU_FIELDS = ("others", "steal"), ("peak_memory_mib", "energy_mj_per_image")
+HOST_FIELDS = ("others", "steal", "cores", "of_core")
+GPU_FIELDS = ("peak_memory_mib", "energy_mj_per_image")
 UNTRAINED = "untrained"  # in place of a run
 USUAL_IMAGE = (32, 32)  # height and width, not worth saying
 
@@ -63,7 +64,7 @@ class Row:
         source = self.newest.source
         name = self.newest.model if source is None else source.run
         precision = "" if self.newest.precision == "fp32" else f" {self.newest.precision}"
-        return f"{name} {self.newest.backend}{precision}"
+        return f"{name} {backend_name(self.newest)}{precision}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +78,11 @@ class Table:
     batches: tuple[int, ...]  # that any row has, ascending
     missing: tuple[Measurement, ...]  # newest of their kind, and without numbers
     roof: Roof | None = None  # of the environment, where it was measured
+
+
+def backend_name(record: Measurement) -> str:
+    """The backend, and that the L2 cache was overwritten where it was."""
+    return f"{record.backend} (L2 flushed)" if record.is_l2_flushed else record.backend
 
 
 def run_name(record: Measurement) -> str:
@@ -135,14 +141,15 @@ def efficiency_tables(
 
 
 def _table(dataset: str, digest: str, records: Sequence[Measurement], roof: Roof | None) -> Table:
-    kinds: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
+    kinds: dict[tuple[str | bool, ...], list[Measurement]] = defaultdict(list)
     for record in sorted(records, key=lambda record: (record.created_at, record.batch)):
         source = record.source
         # Equal weights in two runs are two rows: each states its run.
         origin = (source.run, source.weights_sha256) if source else (record.artifact_sha256,)
         if record.is_untrained:  # one that was changed since replaces what it was
             origin = (run_name(record),)
-        kinds[record.model, record.backend, record.precision, *origin].append(record)
+        how = record.backend, record.precision, record.is_l2_flushed
+        kinds[record.model, *how, *origin].append(record)
     rows, missing = [], []
     for kind in kinds.values():
         newest = kind[-1]
@@ -232,7 +239,7 @@ def cells(table: Table) -> list[list[str]]:
                 facts.model,
                 row.run,
                 "" if source is None else f"{source.recipe}, {source.selection}",
-                facts.backend,
+                backend_name(facts),
                 facts.precision,
                 percent(row.top1),
                 "" if facts.params is None else f"{facts.params:,}",
@@ -323,11 +330,15 @@ def busy_note(records: Iterable[Measurement]) -> str:
     busy = [r for r in records if r.host is not None and r.host.is_busy]
     if not busy:
         return ""
-    others, steal = (max(getattr(r.host, name) for r in busy) for name in HOST_FIELDS)
+    hosts = [r.host for r in busy if r.host is not None]
+    others, steal = (max(getattr(host, name) for host in hosts) for name in HOST_FIELDS[:2])
+    of_core = max((host.of_core for host in hosts if host.of_core is not None), default=None)
+    beside = "" if of_core is None else f"; of the measured core, up to {percent(of_core, 0)}%"
     return (
         f"The machine was busy during {len(busy)} measurement{'s' if len(busy) > 1 else ''}: up to "
         f"{percent(others, 0)}% of the CPU's time went to other processes and "
-        f"{percent(steal, 0)}% to other machines. Ratios to the reference kernel suffer less."
+        f"{percent(steal, 0)}% to other machines{beside}. Ratios to the reference kernel suffer "
+        "less."
     )
 
 

@@ -30,8 +30,9 @@ class Worker:
         self._device = "cpu"
         self._session: Any = None
         self._images: Any = None
+        self._expected: str | None = None  # file of the logits that these images have to give
         self._memory: Any = None
-        self._reference: Callable[[], latency.Calls] | None = None
+        self._references: dict[int, Callable[[], latency.Calls]] = {}  # by images
         self._clock: latency.DeviceClock | None = None
         self._nvml: Nvml | None = None
         self._used_mib: float | None = None  # of the GPU, before the session was opened
@@ -58,12 +59,12 @@ class Worker:
             os.sched_setaffinity(0, {core})
         return found
 
-    def reference(self) -> dict[str, Any]:
-        """Time the reference kernel."""
-        if self._reference is None:
-            self._reference = latency.time_reference(self._device)
-            self._reference()  # the first product sets the library up
-        calls = self._reference()
+    def reference(self, batch: int) -> dict[str, Any]:
+        """Time the reference kernel for calls of `batch` images."""
+        if batch not in self._references:
+            self._references[batch] = latency.time_reference(self._device, batch)
+            self._references[batch]()  # the first product sets the library up
+        calls = self._references[batch]()
         return {"wall_ms": calls.wall_ms, "cpu_ms": calls.cpu_ms}
 
     def roofline(self) -> dict[str, Any]:
@@ -107,13 +108,19 @@ class Worker:
         call_ms, logits = latency.time_first_call(self._session, self._images)
         takes_bytes = self._images.dtype != images.dtype
         is_same_input = not takes_bytes or stored is not None  # random images are no bytes
+        self._expected = expected if is_same_input else None
         self._memory.reset()
+        return {"ms": call_ms, "takes_bytes": takes_bytes, **self._described(logits)}
+
+    def last_call(self) -> dict[str, Any]:
+        """Run the same images once more and describe the logits."""
+        return self._described(self._session.run(self._images))
+
+    def _described(self, logits: Any) -> dict[str, Any]:
         return {
-            "ms": call_ms,
             "shape": list(logits.shape),
             "is_finite": bool(logits.isfinite().all()),
-            "takes_bytes": takes_bytes,
-            "error": answers.error(expected, logits) if expected and is_same_input else None,
+            "error": answers.error(self._expected, logits) if self._expected else None,
         }
 
     def answer(
@@ -138,21 +145,26 @@ class Worker:
     def time(self, seconds: float, least: int, settle: bool) -> dict[str, Any]:
         """One round of timed calls; with `settle` after one that is not counted.
 
-        Between two rounds other workers have used the caches and this one's threads slept.
+        Between two rounds other workers have used the caches and this one's threads slept. Energy
+        is absent where the L2 cache is overwritten, for the counter holds that too.
         """
+        start = time.perf_counter()
         if settle:
             self._session.run(self._images)
             self._session.synchronize()
-        before_mj = None if self._nvml is None else self._nvml.energy_mj
+        is_metered = self._flush is None
+        before_mj = self._nvml.energy_mj if self._nvml is not None and is_metered else None
         calls = latency.time_calls(
             self._session,
             self._images,
             seconds=seconds,
             least=least,
+            most=latency.MOST_CALLS,
             device_clock=self._clock,
             before_each=self._flush,
         )
-        return {**asdict(calls), "gpu": self._gpu_state(before_mj)}
+        seconds = round(time.perf_counter() - start, 4)
+        return {**asdict(calls), "seconds": seconds, "gpu": self._gpu_state(before_mj)}
 
     def _gpu_state(self, before_mj: int | None) -> dict[str, Any] | None:
         """What NVML says after a round that began at this reading of its energy counter."""

@@ -60,6 +60,17 @@ class FragileSession(Session):
         return super().run(images)
 
 
+class DriftingSession(Session):
+    """Has finite logits for its first 20 calls."""
+
+    calls = 0
+
+    def run(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        time.sleep(0.001)
+        return super().run(images) / (self.calls <= 20)
+
+
 class SlowSession(Session):
     def run(self, images: Tensor) -> Tensor:
         time.sleep(0.2)

@@ -10,6 +10,7 @@ from sample_records import ENVIRONMENT, SOURCE, measurement
 
 from profiling.record import Measurement
 from profiling.study.data import Arm, Comparison, Epoch, Trial
+from profiling.study.table import Median, Table
 from training.sweep import Planned
 from training.sweep_jobs import PASSES, Group, Job, Work
 from training.sweep_plan import write_plan
@@ -26,6 +27,7 @@ TIMES_MS = {(SLOW, 1): 4.0, (SLOW, 256): 320.0, (FAST, 1): 1.0, (FAST, 256): 200
 def trial(model: str = "resnet_20", seed: int = 0, **changes: Any) -> Trial:
     """A finished job with records of two runtimes; `times_ms` are those of (backend, batch)."""
     times_ms: Mapping[tuple[str, int], float] = changes.pop("times_ms", TIMES_MS)
+    is_bounded = changes.get("is_bounded", True)
     made = Trial(
         **{
             "id": "",
@@ -39,6 +41,7 @@ def trial(model: str = "resnet_20", seed: int = 0, **changes: Any) -> Trial:
             "batch_size": 8,
             "training_macs": 120_000_000_000,
             "is_bounded": True,
+            "max_macs": 2e11 if is_bounded else None,
             "is_done": True,
             "params": 200_000,
             "macs": 40_000_000,
@@ -146,6 +149,19 @@ def table_1() -> Comparison:
     )
 
 
+def row_of(table: Table, key: str, value: str) -> Any:
+    """The one row of a table with this value in a column."""
+    (row,) = (row for row in table.rows if row[key] == value)
+    return row
+
+
+def p50_ms(values: Mapping[str, Any], what: str) -> float:
+    """The median time in a row, such as that of "b1_best"."""
+    median = values[f"{what}_p50_ms"]
+    assert isinstance(median, Median)
+    return median.value
+
+
 # Files --------------------------------------------------------------------------------------
 
 
@@ -189,7 +205,7 @@ def job_of(one: Trial) -> Job:
         image_size=one.image_size,
         pretrained=one.pretrained,
         pretraining=one.pretraining,
-        max_macs=float(one.training_macs or 0) if one.is_bounded else None,
+        max_macs=one.max_macs,
     )
 
 
@@ -198,7 +214,7 @@ def work_of(one: Trial) -> Work:
     macs = one.macs or 40_000_000
     return Work(
         is_bounded=one.is_bounded,
-        max_macs=float(one.training_macs or 0) if one.is_bounded else None,
+        max_macs=one.max_macs,
         macs=macs,
         batch_size=one.batch_size,
         peak_lr=0.1,

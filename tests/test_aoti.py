@@ -1,3 +1,4 @@
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_helpers import file_size_limit
 from small_network import expected, images, small_network
 
 from export import load_target
@@ -94,6 +96,16 @@ def test_file_says_what_it_is_tied_to(written: Path) -> None:
     assert facts["compiled_for"] == "cpu"
     assert facts["image_shape"] == "[3, 16, 16]"
     assert str(torch.__version__).startswith(facts["torch_release"] + ".")
+
+
+def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(_: object, *, package_path: io.BytesIO, **__: object) -> None:
+        package_path.write(bytes(8000))
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiled)
+
+    with file_size_limit(4000), pytest.raises(OSError, match="File too large"):
+        write(tmp_path / "small.aoti.pt2")
 
 
 # Images that a file does not take

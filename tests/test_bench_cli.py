@@ -218,12 +218,19 @@ def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
     assert read_records(tmp_path) == []
 
 
-def test_a_manifest_is_no_artifact(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = run / "artifacts" / "onnx-fp32.json"
+@pytest.mark.parametrize("suffix", [".json", ".bin"])
+def test_a_part_of_an_artifact_is_not_measured_alone(
+    run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("records"))
+    whole = copy / "artifacts" / "onnx-fp32.onnx"
+    part = whole.with_suffix(suffix)
+    if suffix != ".json":
+        part.write_bytes(b"")
 
-    assert main([str(manifest)]) == 2
+    assert main([str(part)]) == 2
     assert capsys.readouterr().err == (
-        f"zoo-bench: {manifest} is no artifact: give a run, or an .onnx file\n"
+        f"zoo-bench: {part} belongs to {whole}: give that file, or its run\n"
     )
 
 
@@ -239,6 +246,31 @@ def test_an_artifact_named_from_its_own_folder_belongs_to_its_run(
     (record,) = read_records(copy)
     assert record.source is not None
     assert (record.source.run, record.input) == (run.name, "test images")
+
+
+@pytest.mark.parametrize("mode", ["cost", "layers", "roofline", "compare"])
+@pytest.mark.parametrize("option", ["price-per-hour", "latency-bound", "l2-flush"])
+def test_options_of_a_benchmark_are_refused_elsewhere(
+    mode: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["a", "b"] if mode == "compare" else []
+    value = [] if option == "l2-flush" else ["1"]
+
+    assert main([f"--{mode}", *paths, f"--{option}", *value]) == 2
+
+    assert capsys.readouterr() == (
+        "",
+        f"zoo-bench: --{option} is for a benchmark: leave it or --{mode} out\n",
+    )
+
+
+def test_there_is_nothing_to_count_of_compile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resnet_20", "--cost", "--backend", "compile"]) == 2
+
+    assert capsys.readouterr() == (
+        "",
+        "zoo-bench: --cost counts networks and files, compile is neither: add --backend eager\n",
+    )
 
 
 def test_every_option_is_a_decision() -> None:

@@ -146,11 +146,22 @@ def test_a_round_meters_the_energy_of_its_calls() -> None:
     assert (taken["gpu"]["energy_mj"], taken["gpu"]["grown_mib"]) == (600, 1024.0)
 
 
+def test_the_energy_of_flushes_is_not_told_as_that_of_calls() -> None:
+    worker = Worker()
+    worker._session, worker._images = FakeGpuSession(), torch.zeros(4)
+    worker._flush = lambda: None
+    worker._nvml = Nvml(fake_pynvml(nvmlDeviceGetTotalEnergyConsumption=[1000, 1600]), "handle")
+
+    taken = worker.time(seconds=0, least=3, settle=False)
+
+    assert taken["gpu"]["energy_mj"] is None
+
+
 def round_of(**gpu: Any) -> dict[str, Any]:
     unknown = dict.fromkeys(("clock_mhz", "memory_clock_mhz", "temperature_c", "throttled_by"))
     state = unknown | {"energy_mj": None, "grown_mib": None} | gpu
     times = {"wall_ms": [2.0, 2.0], "cpu_ms": [1.0, 1.0], "enqueue_ms": [], "device_ms": []}
-    return times | {"gpu": state}
+    return times | {"untimed": 3, "gpu": state}
 
 
 def trial() -> Trial:
@@ -180,7 +191,7 @@ def test_rounds_add_up_to_energy_per_image_and_a_peak() -> None:
         clock_mhz=(1980, 1700),
         throttled_by=("power cap",),
         peak_memory_mib=640.0,
-        energy_mj_per_image=800 / (4 * 4),
+        energy_mj_per_image=800 / (4 * (4 + 6)),  # calls that were not timed took some too
     )
 
 

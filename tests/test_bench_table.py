@@ -51,6 +51,21 @@ def test_a_gpu_adds_its_own_clock() -> None:
     assert "     1.00       0.250" in text
 
 
+def test_a_flushed_cache_is_said_in_the_table() -> None:
+    text = results([measurement(**FACTS, is_l2_flushed=True)])
+
+    assert "eager (L2 flushed)  fp32 " in text
+
+
+def test_how_much_of_the_measured_core_others_had_is_said() -> None:
+    host = HostLoad(others=0.01, steal=0.0, core=3, cores=64, of_core=0.4)
+
+    assert (
+        "up to 1% of the CPU's time went to other processes and 0% to other machines; of the "
+        "measured core, up to 40%. Ratios to the reference kernel suffer less."
+    ) in notes([measurement(**FACTS, host=host)])[1]
+
+
 def test_notes_say_what_a_reader_must_know() -> None:
     busy = measurement(
         **FACTS,

@@ -1,10 +1,44 @@
+"""What torch.compile took and gave: the line, the facts of the run, and no compilation later."""
+
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import torch
+from small_runs import CPU, FOLDER, SHORT, TINY, Signal, few_of_each
 
-from training.break_even import compile_line
+from training import train
+from training.break_even import Compilation
+from training.loop import EpochMetrics, Trainer
+from zoo.checkpoint import Checkpoint
+
+COMPILED = replace(CPU, compile=True)
 
 
+class FakeCompiler:
+    """Leaves functions as they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        monkeypatch.setattr("training.step.require_compiler", lambda device: None)
+
+
+def of_an_epoch(trainer: Trainer, images_per_s: float, seconds: float) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=1,
+        train_loss=1.0,
+        train_top1=0.5,
+        val_top1=0.5,
+        learning_rate=0.1,
+        train_seconds=seconds,
+        evaluation_seconds=1.0,
+        images_per_s=images_per_s,
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.12, 0.02])  # a whole epoch, one step after a resume
 @pytest.mark.parametrize(
-    ("eager_step", "end"),
+    ("eager", "end"),
     [
         (0.050, "a step takes 20.0 ms instead of 50.0 ms: it pays after 2.0 epochs"),
         (0.021, "a step takes 20.0 ms instead of 21.0 ms: it pays after 60.0 epochs"),
@@ -13,10 +47,111 @@ from training.break_even import compile_line
     ],
 )
 def test_compiling_pays_once_the_epochs_have_saved_what_it_took(
-    eager_step: float, end: str
+    eager: float, end: str, seconds: float, trainer: Trainer
 ) -> None:
-    line = compile_line(
-        compile_seconds=60.0, recompiles=0, steps=1000, seconds=20.0, eager_step=eager_step
+    trainer.compile_seconds = 0.36  # 6 steps an epoch, of 50 images
+    last = of_an_epoch(trainer, 50 / 0.020, seconds)
+
+    found = Compilation.of(trainer, last, recompiles=0, eager=eager)
+
+    assert found.line == f"compiled in 0.4 s, 0 recompiled later; {end}"
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    """A trainer of six steps an epoch."""
+    from accelerate import Accelerator
+
+    from zoo.models import create_model
+
+    data = few_of_each()
+    return Trainer(create_model(TINY), SHORT, CPU, data, Accelerator(cpu=True), seed=0)
+
+
+def test_what_was_not_measured_is_not_told(trainer: Trainer) -> None:
+    last = of_an_epoch(trainer, 2500.0, 0.12)
+
+    before = Compilation.of(trainer, None, recompiles=0, eager=0.05)
+    alone = Compilation.of(trainer, last, recompiles=0, eager=None)
+
+    assert (before.step_ms, before.pays_after_epochs, before.line) == (None, None, None)
+    assert (alone.eager_step_ms, alone.pays_after_epochs, alone.line) == (None, None, None)
+    assert alone.step_ms == pytest.approx(20.0)
+
+
+def test_meta_tells_of_the_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCompiler(monkeypatch)
+    notes: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path, on_progress=Signal(1))
+    cut = Checkpoint.open(tmp_path / FOLDER).meta.compilation
+    assert cut is not None
+
+    done = train(
+        *(TINY, SHORT, COMPILED, few_of_each()),
+        resume=tmp_path / FOLDER,
+        on_note=notes.append,
     )
 
-    assert line == f"compiled in 60.0 s, 0 recompiled later; {end}"
+    told = done.meta.compilation
+    assert (cut["recompiles"], told["recompiles"]) == (0, 0)
+    for facts in (cut, told):
+        assert facts["seconds"] >= 0
+        assert facts["step_ms"] > 0
+        assert facts["eager_step_ms"] > 0
+    assert notes[-1].startswith("compiled in ")
+
+
+def test_a_run_without_compile_tells_of_none(tmp_path: Path) -> None:
+    done = train(TINY, replace(SHORT, epochs=1), CPU, few_of_each(), runs=tmp_path)
+
+    assert done.meta.compilation is None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_run_goes_on_where_only_eager_steps_do_not_fit(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCompiler(monkeypatch)
+    take = Trainer.run_steps
+
+    def fake_full_memory(trainer: Trainer, epoch: int) -> object:
+        if not trainer.runtime.compile:
+            raise error
+        return take(trainer, epoch)
+
+    monkeypatch.setattr(Trainer, "run_steps", fake_full_memory)
+    notes: list[str] = []
+
+    done = train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path, on_note=notes.append)
+
+    assert done.meta.finished_at is not None
+    assert done.meta.compilation["eager_step_ms"] is None
+    assert notes == []
+
+
+def test_another_error_of_the_eager_steps_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCompiler(monkeypatch)
+
+    def broken(trainer: Trainer, epoch: int) -> object:
+        raise RuntimeError("a broken kernel")
+
+    monkeypatch.setattr(Trainer, "run_steps", broken)
+
+    with pytest.raises(RuntimeError, match="a broken kernel"):
+        train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path)
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_again_after_the_first_steps(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    done = train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path, on_note=notes.append)
+
+    facts = done.meta.compilation
+    assert (done.meta.epochs_done, facts["recompiles"]) == (2, 0)
+    assert facts["seconds"] > facts["step_ms"] / 1e3  # it did compile
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert ", 0 recompiled later; a step takes " in notes[-1]

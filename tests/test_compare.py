@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_records import ENVIRONMENT, MEASUREMENT, gap, measurement
+from sample_records import ENVIRONMENT, MEASUREMENT, SOURCE, gap, measurement
 
 from profiling.cli import main
 from profiling.compare import FASTER, SAME, SLOWER, Pair, kind
 from profiling.compare_stats import ratio_of, student_quantile
-from profiling.record import FAILED, Measurement
+from profiling.record import FAILED, SKIPPED, Measurement
 from profiling.tables import place
 
 NOISE = (1.01, 0.99, 1.0, 1.02, 0.98, 1.0)  # of six rounds
@@ -116,7 +116,8 @@ def test_cpu_times_of_one_thread_are_taken_over_the_reference() -> None:
     )
 
     assert pair.time.value == pytest.approx(2.0)
-    assert pair.over_reference == ratio_of(*[[2.0 * noise for noise in NOISE]] * 2)
+    assert pair.over_reference is not None
+    assert pair.over_reference.value == pytest.approx(1.0)
     assert pair.verdict == SAME
 
 
@@ -146,6 +147,85 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert lines[2].split()[3:9] == ["1", "4.00", "5.00", "1.250", "1.227", "to"]
     assert lines[5] == "only in B: resnet_20 onnx fp32 b1"
+
+
+def test_one_clock_over_the_reference_for_bench_and_comparison() -> None:
+    cpu = {
+        "samples_cpu_ms": (3.0, 9.0) * 6,
+        "round_calls": (2,) * 6,
+        "round_reference_ms": (2.0,) * 6,
+        "round_reference_samples_ms": ((2.0,),) * 6,
+        "round_reference_samples_cpu_ms": ((1.0, 1.0, 4.0),) * 6,
+    }
+    record = measurement(samples_ms=(4.0,) * 12, environment=replace(ENVIRONMENT, threads=1), **cpu)
+    faster = replace(record, samples_cpu_ms=(1.5, 4.5) * 6)
+
+    assert record.reference_ratio == 3.0  # of means: 6 by 2
+    over = Pair(before=record, after=faster).over_reference
+    assert over is not None
+    assert over.value == pytest.approx(faster.reference_ratio / record.reference_ratio)
+
+
+def test_what_failed_in_the_second_set_is_said_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = {"created_at": "2026-02-01T00:00:00+00:00"}
+    for side in ("a", "b"):
+        noisy(4.0).write(tmp_path / side)
+        noisy(4.0, batch=8).write(tmp_path / side)
+    died = gap(FAILED, "the process was ended by SIGSEGV", **later)
+    died.write(tmp_path / "b" / "again")  # beside an older one that ran
+
+    code = main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "\nfailed in B: resnet_20 eager fp32 b1: the process was ended by SIGSEGV\n" in out
+    assert out.count("no difference shown") == 1  # of batch 8
+    assert "only in" not in out
+    assert main(["--compare", str(tmp_path / "b"), str(tmp_path / "a"), "--json"]) == 0
+    [told] = json.loads(capsys.readouterr().out)["without_numbers_in_a"]
+    assert (told["batch"], told["status"], told["reason"]) == (1, FAILED, died.reason)
+
+
+def test_nothing_but_a_failure_is_a_comparison_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy(4.0).write(tmp_path / "a")
+    gap(SKIPPED, "there is no compiler").write(tmp_path / "b")
+    noisy(4.0, batch=8).write(tmp_path / "b")
+
+    code = main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+
+    assert code == 0
+    assert capsys.readouterr().out.startswith(
+        "only in B: resnet_20 eager fp32 b8\n"
+        "skipped in B: resnet_20 eager fp32 b1: there is no compiler\n"
+    )
+
+
+def test_which_of_several_runs_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(2):
+        source = replace(SOURCE, run=f"resnet_20-s{seed}", seed=seed)
+        facts = {"source": source, "artifact_sha256": f"{seed}" * 64}
+        noisy(4.0, created_at=f"2026-0{seed + 1}-01T00:00:00+00:00", **facts).write(tmp_path)
+
+    main(["--compare", str(tmp_path), str(tmp_path)])
+
+    out = capsys.readouterr().out
+    for side in "AB":
+        assert (
+            f"\n{side} has 2 of resnet_20 eager fp32 b1: the newest, of run resnet_20-s1, file "
+            f"{'1' * 12}, is taken\n" in out
+        )
+
+
+def test_a_flushed_cache_is_another_kind(tmp_path: Path) -> None:
+    flushed = replace(MEASUREMENT, is_l2_flushed=True)
+
+    assert kind(flushed) != kind(MEASUREMENT)
+    assert flushed.write(tmp_path) != MEASUREMENT.write(tmp_path)
+    assert flushed.file_name == "resnet_20-eager-fp32-b1-l2flush-aaaaaaaaaaaa.json"
 
 
 def test_json_of_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

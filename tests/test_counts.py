@@ -1,12 +1,14 @@
 """Counts that a change must not move unseen: see tests/benchmarks/counts.json."""
 
 import json
+from pathlib import Path
 
 import pytest
 from benchmarks.gates import counting
 from benchmarks.gates.counting import FILE, GROUPS, REMAKE, differences, other_versions
 
 STORED = json.loads(FILE.read_text())
+PINS = Path(__file__).parents[1] / "constraints" / "default.txt"
 
 
 @pytest.mark.slow
@@ -20,6 +22,12 @@ def test_counts_are_those_that_were_committed(group: str) -> None:
     moved = list(differences(STORED[group], GROUPS[group][0]()))
 
     assert not moved, "\n".join((*moved, REMAKE))
+
+
+def test_counts_are_of_the_pinned_versions() -> None:
+    pinned = dict(line.split("==") for line in PINS.read_text().splitlines() if "==" in line)
+
+    assert STORED["versions"] == {name: pinned.get(name) for name in STORED["versions"]}
 
 
 def test_a_moved_count_is_named_with_both_values() -> None:

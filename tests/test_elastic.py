@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from few_images import picture_folder
 from small_runs import FOLDER, TINY, lines
 
@@ -104,25 +106,83 @@ def test_a_killed_process_leads_to_a_restart_from_the_last_save(
     assert (resumed.meta.processes, resumed.meta.finished_at is None) == (2, False)
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    pictures = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures", each=34)
-    command = [
-        *(sys.executable, "-m", "training.cli", "vit_tiny", "--dataset", pictures, "--full-train"),
-        *("--device", "cpu", "--recipe", "smoke", "--batch-size", "4"),
-        *("--epochs", "1", "--runs"),
+LAUNCHES = ("--nproc", "torchrun", "two nodes")
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of one epoch without batch norms and dropout, with an odd number of test images."""
+    pictures = picture_folder(
+        load_dataset("cifar100-mini"), tmp_path_factory.mktemp("pictures"), each=34
+    )
+    return [
+        *("vit_tiny", "--dataset", pictures, "--full-train", "--device", "cpu"),
+        *("--recipe", "smoke", "--batch-size", "4", "--epochs", "1", "--runs"),
     ]
 
-    both = [begin(command, str(tmp_path / name), "--nproc", name) for name in ("1", "2")]
-    ended = [end(process) for process in both]
 
-    assert [code for code, _, _ in ended] == [0, 0], ended
-    one, two = (Checkpoint.open(tmp_path / name / "vit_tiny-s0") for name in ("1", "2"))
+@pytest.fixture(scope="module")
+def one(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """What one process makes of them."""
+    runs = tmp_path_factory.mktemp("one")
+    code, _, err = end(begin([sys.executable, "-m", "training.cli", *options, str(runs)]))
+    assert code == 0, err
+    return Checkpoint.open(runs / "vit_tiny-s0")
+
+
+def started(how: str, options: list[str]) -> "list[subprocess.Popen[str]]":
+    """Two processes, started in one of the ways of `LAUNCHES`."""
+    module, torchrun = ["-m", "training.cli"], ["-m", "torch.distributed.run"]
+    if how == "--nproc":
+        return [begin([sys.executable, *module, *options, "--nproc", "2"])]
+    if how == "torchrun":
+        return [begin([sys.executable, *torchrun, "--nproc-per-node", "2", *module, *options])]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    nodes = ("--nnodes", "2", "--nproc", "1", "--rdzv-endpoint", meeting)
+    return [begin([sys.executable, *module, *options, *nodes]) for _ in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", LAUNCHES)
+def test_two_processes_take_the_steps_of_one(
+    how: str, one: Checkpoint, options: list[str], tmp_path: Path
+) -> None:
+    ended = [end(process) for process in started(how, [*options, str(tmp_path)])]
+
+    assert [code for code, _, _ in ended] == [0] * len(ended), ended
+    assert [path.name for path in tmp_path.iterdir()] == ["vit_tiny-s0"]
+    two = Checkpoint.open(tmp_path / "vit_tiny-s0")
     assert (one.meta.processes, two.meta.processes) == (1, 2)
     assert read_state(one.path / "state" / "last.pt").trainer["place"].tolist() == [1, 20]
     weights = two.state_dict()
     for key, tensor in one.state_dict().items():
         assert (tensor - weights[key]).abs().max() < 1e-6, key
+    assert two.meta.dataset.test_images == 21
+    assert two.meta.test_top1 == one.meta.test_top1
+    for share in (two.meta.test_top1, two.meta.test_top5):
+        assert share * 21 == pytest.approx(round(share * 21), abs=1e-9)  # each image once
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_batch_norms_of_two_gpus_see_the_images_of_both(options: list[str], tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs: torch finds {torch.cuda.device_count()}")
+    command = [*(sys.executable, "-m", "training.cli", "resnet_20"), *options[1:]]
+    command[command.index("cpu")] = "cuda"
+    ways = {"one": (), "apart": ("--nproc", "2"), "both": ("--nproc", "2", "--sync-batchnorm")}
+    means = {}
+
+    for name, more in ways.items():
+        ended = end(begin(command, str(tmp_path / name), "--set", "epoch_steps=1", *more))
+        assert ended[0] == 0, ended
+        tensors = Checkpoint.open(tmp_path / name / "resnet_20-s0").state_dict()
+        means[name] = next(t for key, t in tensors.items() if key.endswith("running_mean"))
+
+    gaps = [(means[name] - means["one"]).abs().max() for name in ("both", "apart")]
+    assert gaps[0] < 0.1 * gaps[1]
 
 
 @pytest.mark.slow

@@ -71,6 +71,37 @@ def test_a_damaged_record_is_named(line: str, complaint: str, tmp_path: Path) ->
     assert f"{tmp_path / 'records.jsonl'}, {complaint}" in str(error.value)
 
 
+def test_records_go_on_in_files_that_stay_small(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"step {number}" for number in range(5)]
+    run(place, speaking(names[0], ""))
+    size = (place.store.folder / "records.jsonl").stat().st_size
+    monkeypatch.setattr(store, "MOST_BYTES", int(2.5 * size))
+
+    for name in names[1:]:
+        run(place, speaking(name, ""))
+    begin_from(place.store.folder, tmp_path / "elsewhere")
+
+    files = sorted(tmp_path.joinpath("elsewhere").glob("records*.jsonl"))
+    assert [file.name for file in files] == ["records-2.jsonl", "records-3.jsonl", "records.jsonl"]
+    assert all(file.stat().st_size <= 2.5 * size for file in files)
+    for folder in (place.store.folder, tmp_path / "elsewhere"):
+        assert [step.step for step in read_evidence(folder).steps] == names
+
+
+def test_a_line_cut_short_in_a_later_file_is_dropped(place: Place) -> None:
+    run(place, speaking("one", ""))
+    later = place.store.folder / "records-2.jsonl"
+    later.write_text('{"schema": 1, "kind": "st')
+
+    place.store.open()
+    found = run(place, speaking("two", ""))
+
+    assert list(found) == ["one", "two"]
+    assert later.read_text().count("\n") == 1
+
+
 def test_weights_are_kept_as_they_are_in_files_that_stay_small(
     place: Place, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -489,36 +489,68 @@ def with_facts(run: TrainedRun, **facts: object) -> TrainedRun:
     return replace(run, meta=replace(run.meta, model="resnet_20", **facts))
 
 
-def test_goals_are_judged_by_whole_trainings_only(known: tuple[TrainedRun, Card]) -> None:
-    whole = {"recipe_name": "study", "recipe": {"epochs": 300}, "test_top1": 0.695}
-    short = whole | {"recipe": {"epochs": 3}, "test_top1": 0.1}
-    found = (
-        with_facts(known[0], train_seconds=70.0, **whole),
-        with_facts(known[0], train_seconds=1.0, **short),
-    )
+STUDY = {
+    "recipe_name": "study",
+    "recipe": {"epochs": 300},
+    "epochs_done": 300,
+    "environment": {"device": "NVIDIA H200"},
+    "test_top1": 0.695,
+}
 
-    page = summary(Evidence(folder=Path(), runs=found))
 
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in page.splitlines()
-        if line.startswith("| resnet_20 | study  |")
+def goals(*runs: TrainedRun) -> list[list[str]]:
+    """What, goal, found and verdict of the goals of resnet_20."""
+    page = summary(Evidence(folder=Path(), runs=runs)).partition("## Trainings")[0]
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| resnet_20")]
+    return [[cell.strip() for cell in row[2:]] for row in rows]
+
+
+def test_goals_are_judged_by_trainings_like_them_only(known: tuple[TrainedRun, Card]) -> None:
+    run = known[0]
+    whole = with_facts(run, train_seconds=70.0, **STUDY)
+    others = [
+        {"recipe": {"epochs": 3}, "epochs_done": 3},
+        {"recipe": {"epochs": 600}, "epochs_done": 600},
+        {"epochs_done": 299},
+        {"selection": "validation"},
+        {"recipe_name": "strong"},  # of 300 epochs, half of its own
     ]
-    assert [row[2:] for row in rows if len(row) == 6] == [
+
+    found = goals(whole, *(with_facts(run, **(STUDY | {"test_top1": 0.1} | one)) for one in others))
+
+    assert found == [
         ["test top-1 %", "69.00", "69.50 (1 seed)", "yes"],
-        ["seconds of training", "60.0", "70.0 (reported on 8 V100: 540)", "no"],
+        ["seconds of training, one H200", "60.0", "70.0 (reported on 8 V100: 540)", "no"],
     ]
+
+
+def test_seconds_count_on_one_device_of_the_kind_that_is_named(
+    known: tuple[TrainedRun, Card],
+) -> None:
+    other = STUDY | {"environment": {"device": "NVIDIA B200"}}
+
+    elsewhere = goals(with_facts(known[0], train_seconds=1.0, **other))
+    two = goals(with_facts(known[0], train_seconds=1.0, **STUDY | {"processes": 2}))
+
+    assert [row[0] for row in elsewhere] == [row[0] for row in two] == ["test top-1 %"]
 
 
 def test_a_mean_over_too_few_seeds_decides_nothing(known: tuple[TrainedRun, Card]) -> None:
-    recipe = {"recipe_name": "strong", "recipe": {"epochs": 600}}
-    found = tuple(with_facts(known[0], test_top1=top1, **recipe) for top1 in (0.70, 0.72))
+    strong = STUDY | {"recipe_name": "strong", "recipe": {"epochs": 600}, "epochs_done": 600}
+    seeds = ((0, 0.5), (0, 0.70), (1, 0.72), (1, 0.72))  # a seed again is no further one
 
-    page = summary(Evidence(folder=Path(), runs=found))
+    found = goals(*(with_facts(known[0], **strong | {"seed": s, "test_top1": t}) for s, t in seeds))
 
-    (row,) = (line for line in page.splitlines() if "2 seeds" in line)
-    assert "71.00 +- 1.41 (2 seeds, 3 wanted)" in row
-    assert row.rstrip(" |").endswith("open")
+    assert found == [["test top-1 %", "71.00", "71.00 +- 1.41 (2 seeds, 3 wanted)", "open"]]
+
+
+def test_changed_files_of_a_checkout_are_told(store: Store) -> None:
+    machine = replace(MACHINE_HERE, commit=f"{'0123456789' * 4}-dirty")
+    store.add(MACHINE, asdict(machine) | {"environment": ENVIRONMENT.to_json()})
+
+    page = summary(store.read())
+
+    assert "; commit 012345678901-dirty, sources aaaaaaaaaaaa; " in page
 
 
 def test_a_reason_cannot_end_its_cell(store: Store) -> None:

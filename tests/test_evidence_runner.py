@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.evidence import child, runner
+from benchmarks.evidence import child, measurements, runner
 from benchmarks.evidence.place import Place
 from benchmarks.evidence.rehearsal import write_pictures
 from benchmarks.evidence.speeds import Speeds
@@ -41,6 +41,23 @@ def test_a_step_without_its_package_is_skipped(place: Place) -> None:
 
     assert found["engine"].status == SKIPPED
     assert found["engine"].reason == "tensorrt and tensorrt_bindings is not installed"
+
+
+def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_needy.py").write_text("import a_package_that_is_not_there\n")
+    (tmp_path / "tests" / "test_plain.py").write_text("def test_it() -> None:\n    pass\n")
+    files = sorted(str(file) for file in (tmp_path / "tests").iterdir())
+    task = measurements.tests(replace(measurements.TOY, tests=tuple(files)))
+
+    found = run(place, replace(task, limit_s=None))["tests"]
+
+    assert (found.status, found.facts["counts"]) == (FAILED, {"passed": 1, "error": 1})
+    assert found.reason is not None
+    assert found.reason.startswith("1 failed, the first: ERROR ")
+    assert found.reason.endswith("test_needy.py")
 
 
 def test_a_result_that_cannot_be_read_is_a_failure(place: Place) -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,7 @@ class PreNorm(nn.Module):
 
 
 def test_batch_norms_stay_where_no_convolution_could_take_them(tmp_path: Path) -> None:
-    """For every model of the zoo: test_every_model_exports.py."""
+    """For every network of the zoo: network_exports.py."""
     model = PreNorm().eval()
     images = torch.randn(2, 3, 8, 8)
 
@@ -194,9 +195,11 @@ def test_batch_norms_stay_where_no_convolution_could_take_them(tmp_path: Path) -
 # Half precision
 
 
-@pytest.fixture(scope="session")
-def half(exported: Artifact, data: Dataset) -> Artifact:
-    return export_model(run_of(exported), precision="fp16", data=data)
+@pytest.fixture(scope="module")
+def half(exported: Artifact, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Of a copy of the same run, whose files nobody else counts."""
+    run = shutil.copytree(run_of(exported), tmp_path_factory.mktemp("half") / "run")
+    return export_model(run, precision="fp16", data=data)
 
 
 def test_half_precision_lies_in_the_graph(half: Artifact) -> None:
@@ -225,15 +228,11 @@ def test_half_precision_is_compared_with_eager_image_by_image(
 # From bytes to probabilities
 
 
-@pytest.fixture(scope="session")
-def raw(exported: Artifact, data: Dataset) -> Artifact:
-    return export_model(run_of(exported), data=data, raw=True)
-
-
 def test_raw_file_lies_beside_the_other_and_has_its_own_label(
     raw: Artifact, exported: Artifact
 ) -> None:
-    assert raw.path == exported.path.with_name("onnx-fp32-raw.onnx")
+    assert raw.path.name == "onnx-fp32-raw.onnx"
+    assert files(run_of(raw)) == sorted([*NAMES, "onnx-fp32-raw.json", "onnx-fp32-raw.onnx"])
     assert (raw.backend, exported.backend) == ("onnx-raw", "onnx")
     assert read_manifest(raw.path.with_suffix(".json")) == raw
     assert raw.accuracy == exported.accuracy
@@ -254,6 +253,17 @@ def test_raw_file_takes_bytes_and_gives_probabilities(
     metadata = runtime.get_modelmeta().custom_metadata_map
     assert (metadata["input_layout"], metadata["output"]) == ("NHWC uint8", "probabilities")
     assert shape(onnx.load(raw.path).graph.input[0]) == ["batch", 32, 32, 3]
+
+
+@pytest.mark.parametrize("target", ["aoti", "openvino", "torchexport"])
+def test_raw_is_for_onnx_alone(run: Path, data: Dataset, target: str) -> None:
+    with pytest.raises(ZooError) as caught:
+        export_model(run, target=target, data=data, raw=True)
+
+    assert str(caught.value) == (
+        f"from bytes to probabilities is for .onnx files, not for {target}: use --to onnx"
+    )
+    assert files(run) == []
 
 
 def test_raw_session_takes_normalised_images_too(raw: Artifact, data: Dataset) -> None:

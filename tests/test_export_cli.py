@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 import subprocess
@@ -8,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from absent_gpu import REASON, TargetOfAnAbsentGpu
 from export_helpers import NAMES, edit, exit_code, file_size_limit, files
 from sample_run import sample_run
 
-import export
 from export import export_model
-from export.artifact import Artifact, read_manifest
+from export.artifact import Artifact
 from export.cli import main
 from export.opening import open_artifact
 from export.target import Tolerance
@@ -103,118 +100,6 @@ def test_named_runs_are_all_exported(
     ]
 
 
-# A machine that cannot run what it writes
-
-
-@pytest.fixture
-def absent_gpu(exported: Artifact, monkeypatch: pytest.MonkeyPatch) -> type[TargetOfAnAbsentGpu]:
-    monkeypatch.setattr(TargetOfAnAbsentGpu, "built", exported.path, raising=False)
-    target = "absent_gpu:TargetOfAnAbsentGpu"
-    monkeypatch.setattr(export, "TARGETS", {**export.TARGETS, "trt": target})
-    return TargetOfAnAbsentGpu
-
-
-@pytest.fixture
-def pending(absent_gpu: object, run: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """An engine that waits for its proof."""
-    assert main([str(run), "--to", "trt"]) == 0
-    capsys.readouterr()
-    return run / "artifacts" / "trt-fp32.engine"
-
-
-def test_artifact_that_does_not_run_here_waits_and_is_proven_elsewhere(
-    absent_gpu: type[TargetOfAnAbsentGpu],
-    run: Path,
-    exported: Artifact,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = run / "artifacts" / "trt-fp32.engine"
-    manifest = path.with_suffix(".json")
-
-    code = main([str(run), "--to", "trt"])
-
-    out, err = capsys.readouterr()
-    assert (code, out) == (0, f"{path}\n")
-    assert re.fullmatch(
-        rf"zoo-export: trt fp32: proof pending: {REASON}; the graph that it was built from agrees "
-        r"with eager: largest error of a logit .* same class for 100\.0% of 1000 images",
-        err.splitlines()[-1],
-    )
-    value = json.loads(manifest.read_text())
-    assert (value["proof"], value["pending"]) == ("pending", REASON)
-    assert (value["parity"], value["accuracy"], value["proven_by"]) == (None, None, None)
-    assert value["proxy_parity"]["passed"]
-
-    assert main([str(run), "--prove"]) == 1  # not here
-    assert capsys.readouterr().err == f"zoo-export: {path} cannot be proven here: {REASON}\n"
-    assert json.loads(manifest.read_text()) == value
-
-    monkeypatch.setattr(absent_gpu, "is_present", True)
-    code = main([str(run), "--prove"])
-
-    out, err = capsys.readouterr()
-    assert (code, out) == (0, f"{path}\n")
-    assert "trt fp32 agrees with eager" in err
-    proven = read_manifest(manifest)
-    assert (proven.pending, proven.accuracy) == (None, exported.accuracy)
-    assert proven.proven_in["torch"] == torch.__version__
-    assert json.loads(manifest.read_text())["proof"] == "passed"
-
-    assert main([str(run), "--prove"]) == 0
-    assert capsys.readouterr().err == "zoo-export: no proof is pending\n"
-
-
-def test_proof_that_fails_is_kept_in_the_manifest(
-    absent_gpu: type[TargetOfAnAbsentGpu],
-    pending: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(absent_gpu, "is_present", True)
-    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
-
-    code = main(["--prove", str(pending)])
-
-    out, err = capsys.readouterr()
-    assert (code, out) == (1, "")
-    assert "parity with eager failed" in err
-    assert err.endswith("its manifest says so now\n")
-    reason = read_manifest(pending.with_suffix(".json")).pending
-    assert reason is not None
-    assert reason.startswith("not the model on onnxruntime")
-
-
-def test_graph_of_a_pending_artifact_has_to_agree(
-    absent_gpu: type[TargetOfAnAbsentGpu],
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
-
-    code = main([str(run), "--to", "trt"])
-
-    assert code == 1
-    assert "parity with eager failed" in capsys.readouterr().err
-    assert files(run) == []
-
-
-def test_artifact_outside_its_run_is_not_proven(
-    absent_gpu: type[TargetOfAnAbsentGpu],
-    pending: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(absent_gpu, "is_present", True)
-    for suffix in (".json", ".engine"):
-        shutil.move(pending.with_suffix(suffix), tmp_path)
-
-    assert main(["--prove", str(tmp_path / pending.name)]) == 2
-    assert "can only be proven inside its run" in capsys.readouterr().err
-
-
 # What goes wrong
 
 
@@ -254,6 +139,30 @@ def test_weights_with_nan_leave_nothing(
 def spoil(network: torch.nn.Module) -> None:
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
+
+
+def test_failure_of_a_runtime_is_one_line_and_stops_no_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), MemoryError()]
+
+    def fail(*_: object, **__: object) -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main([str(run), "--precision", "fp32,fp16"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    folder = f"{run}/artifacts"
+    assert err.splitlines() == [
+        f"zoo-export: exporting {run} to onnx fp32",
+        f"zoo-export: {folder}/onnx-fp32.onnx: CUDA out of memory.: nothing was written",
+        f"zoo-export: exporting {run} to onnx fp16",
+        f"zoo-export: {folder}/onnx-fp16.onnx: MemoryError: nothing was written",
+    ]
+    assert files(run) == []
 
 
 def test_full_disk_leaves_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,16 +8,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from benchmarks.gates.hot_paths import hot_paths
-from benchmarks.gates.lanes import Broken, Samples, Timed, Worker, run_pairs
+from benchmarks.gates.lanes import (
+    Broken,
+    Samples,
+    Worker,
+    _prepared,
+    _time,
+    run_pairs,
+)
 from benchmarks.gates.outcome import judge, markdown, samples_from_json
 from benchmarks.gates.plants import PLANTS, drawn
 from benchmarks.gates.sides import base_commit, write_commit, write_tree
 from benchmarks.gates.stats import holm, least_pairs, log_ratios, p_slower, ratio
-from benchmarks.gates.trials import PLANTED, SELF, holds, read_trials, readme, verdict
+from gate_samples import samples
 
 from zoo.errors import ZooError
 
@@ -75,21 +81,6 @@ def test_least_pairs_can_be_significant_and_one_less_cannot(tests: int) -> None:
 
 
 # What it says -------------------------------------------------------------------------------------
-
-
-def samples(pairs: int = 10, **slowdowns: float) -> Samples:
-    """Paths whose change takes so many times as long, give or take a per cent."""
-    noise = [math.exp(0.01 * (-1) ** pair) for pair in range(pairs)]
-    timed = {
-        name: Timed(
-            calls=1,
-            blocks=1,
-            base=[[0.002] for _ in noise],
-            change=[[0.002 * times * wobble] for wobble in noise],
-        )
-        for name, times in slowdowns.items()
-    }
-    return Samples(timed=timed, pairs=pairs, seconds=60.0)
 
 
 def test_a_slowdown_is_found_and_named() -> None:
@@ -255,6 +246,61 @@ def test_a_path_that_one_side_lacks(clean: Path, tmp_path: Path) -> None:
     assert (new.timed, broken.timed) == ({}, {})
 
 
+@pytest.mark.parametrize(
+    ("faults", "has_run", "kind"),
+    [
+        ("both", False, "failing"),
+        ("both", True, "broken"),
+        ("change", False, "broken"),
+        ("base", False, "new"),
+    ],
+)
+def test_whose_fault_it_is(faults: str, has_run: bool, kind: str) -> None:
+    found = samples(pairs=int(has_run), one=1.0)
+    sides = [FakeWorker(faults in (side, "both")) for side in ("base", "change")]
+
+    assert _prepared(sides, ["one"], found) == []
+
+    kept = {name: getattr(found, name) for name in ("failing", "broken", "new")}
+    assert kept == {name: {"one": "no"} if name == kind else {} for name in kept}
+    assert (judge(found).complaint or "").startswith("1 hot path broken") == (kind == "broken")
+
+
+def test_a_path_that_fails_on_both_sides_does_not_shut_the_gate() -> None:
+    found = samples(one=1.0)
+    found.failing["two"] = "the download failed"
+
+    outcome = judge(found)
+
+    assert outcome.complaint is None
+    table = markdown(outcome, base="main", change="x")
+    assert "Fails on both sides: two (the download failed)\n" in table
+
+
+def test_a_path_that_fails_under_way_is_asked_of_the_other_side_too() -> None:
+    found = samples(pairs=0, one=1.0)
+
+    went_on = _time([FakeWorker(True), FakeWorker(True)], "one", found, starts_with=1)
+
+    assert (went_on, found.failing, found.broken) == (False, {"one": "no"}, {})
+
+
+class FakeWorker:
+    """The process of a side whose paths all fail, or none does."""
+
+    def __init__(self, is_faulty: bool) -> None:
+        self.answer = {"fault": "no"} if is_faulty else {"s": 1.0}
+
+    def send(self, do: str, **arguments: object) -> None:
+        pass
+
+    def receive(self) -> dict[str, object]:
+        return self.answer
+
+    def ask(self, do: str, **arguments: object) -> dict[str, object]:
+        return self.answer
+
+
 def test_code_from_elsewhere_is_not_timed(clean: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
@@ -304,53 +350,6 @@ def test_plants_fit_the_code(name: str, clean: Path, tmp_path: Path) -> None:
 
 def test_seeds_draw_many_places() -> None:
     assert len({drawn(seed) for seed in range(20)}) >= 7
-
-
-# The trials ---------------------------------------------------------------------------------------
-
-
-def trial(kind: str, seed: int, **slowdowns: float) -> dict[str, Any]:
-    planted = {"place": "step", "slows": "one"} if kind == PLANTED else {}
-    found = {"kind": kind, "seed": seed, "load_after": 1.0, **planted}
-    return found | {"samples": asdict(samples(**slowdowns))}
-
-
-def test_trials_are_judged_from_their_samples() -> None:
-    quiet, alarm = trial(SELF, 0, one=1.0, two=1.02), trial(SELF, 1, one=1.0, two=1.2)
-    found, missed = trial(PLANTED, 0, one=1.15, two=1.0), trial(PLANTED, 1, one=1.05, two=1.2)
-
-    verdicts = [verdict(done) for done in (quiet, alarm, found, missed)]
-
-    assert verdicts == ["no alarm", "false alarm: two", "found", "missed"]
-    assert "- the code against itself: 1 false alarms in 2 trials\n" in readme([quiet, alarm])
-    assert "- 15% more work at a place drawn by the seed: 1 of 2 found\n" in readme([found, missed])
-    assert "| planted 0 | step | one | +15.0% | 0.002 | found | 1.0 | 60 |\n" in readme([found])
-
-
-@pytest.mark.parametrize(
-    ("alarms", "misses", "is_enough"), [(0, 0, True), (0, 1, True), (0, 2, False), (1, 0, False)]
-)
-def test_what_trials_have_to_show(alarms: int, misses: int, is_enough: bool) -> None:
-    done = [trial(SELF, seed, one=1.2 if seed < alarms else 1.0) for seed in range(20)]
-    done += [trial(PLANTED, seed, one=1.0 if seed < misses else 1.15) for seed in range(20)]
-
-    assert holds(done) == is_enough
-
-
-def test_nothing_is_shown_by_trials_of_one_kind() -> None:
-    selves = [trial(SELF, seed, one=1.0) for seed in range(20)]
-
-    assert not holds(selves)
-    assert not holds([trial(PLANTED, 0, one=1.15)])
-    assert "drawn by the seed: not tried yet\n" in readme(selves)
-
-
-def test_committed_outcome_is_what_the_samples_say() -> None:
-    folder = ROOT / "bench_results" / "gate"
-    if not folder.is_dir():
-        pytest.skip("no trials were committed: tests/benchmarks/gate_trials.py makes them")
-
-    assert (folder / "README.md").read_text() == readme(read_trials(folder))
 
 
 @pytest.mark.slow

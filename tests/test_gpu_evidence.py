@@ -93,12 +93,14 @@ def test_what_has_an_outcome_is_not_done_again() -> None:
     statuses = {"done": OK, "absent": SKIPPED, "broken": FAILED, "cut": CUT}
     outcomes = {name: replace(DONE, step=name, status=status) for name, status in statuses.items()}
 
-    left = still_to_do(tasks, outcomes, retry=False)
-    again = still_to_do(tasks, outcomes, retry=True)
+    left = still_to_do(tasks, outcomes, retry=None)
+    again = still_to_do(tasks, outcomes, retry="2026-01-01T00:00:01+00:00")
+    since = still_to_do(tasks, outcomes, retry="2025-12-31T23:59:59+00:00")
 
     assert [task.name for task in left] == ["cut", "new"]
     assert left[0].predicted_s == 1.5 * DONE.seconds  # it had too little
     assert [task.name for task in again] == ["broken", "cut", "new"]
+    assert [task.name for task in since] == ["cut", "new"]  # it broke in this call
 
 
 def test_the_plan_says_what_fits() -> None:

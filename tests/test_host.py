@@ -58,10 +58,40 @@ def test_a_system_that_does_not_tell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("others", "steal", "is_busy"), [(0.03, 0.01, False), (0.06, 0.0, True), (0.03, 0.03, True)]
+    ("others", "steal", "cores", "of_core", "is_busy"),
+    [
+        (0.03, 0.01, 2, None, False),
+        (0.03, 0.03, 2, None, True),
+        (0.001, 0.0, 64, 0.05, False),
+        (1 / 64, 0.0, 64, None, True),  # one process
+        (0.001, 0.0, 64, 0.2, True),
+        (0.06, 0.03, None, None, False),  # older records do not tell: of one core at least
+        (0.2, 0.0, None, None, True),
+    ],
 )
-def test_when_a_machine_is_busy(others: float, steal: float, is_busy: bool) -> None:
-    assert HostLoad(others=others, steal=steal).is_busy == is_busy
+def test_when_a_machine_is_busy(
+    others: float, steal: float, cores: int | None, of_core: float | None, is_busy: bool
+) -> None:
+    assert HostLoad(others=others, steal=steal, cores=cores, of_core=of_core).is_busy == is_busy
+
+
+def test_who_else_had_the_measured_core(proc: Path) -> None:
+    def lines(*of_core: str) -> None:
+        text = "".join(f"cpu{core} {ticks}\n" for core, ticks in enumerate(of_core))
+        total = [sum(map(int, column)) for column in zip(*map(str.split, of_core), strict=True)]
+        (proc / "stat").write_text(f"cpu  {' '.join(map(str, total))}\n{text}ctxt 5\n")
+
+    lines("100 0 50 500 10 0 0 5", "0 0 0 600 0 0 0 0")
+    meter = LoadMeter(lambda: [7], core=0, proc=proc)
+    # 100 ticks later the first worked 60, of which 40 are our worker's, and lost 10 to others.
+    set_times(proc, cpu="0", own=20, worker=70)
+    lines("150 0 60 530 10 0 0 15", "0 0 0 700 0 0 0 0")
+
+    found = meter.read()
+
+    assert found is not None
+    assert (found.core, found.cores, found.of_core) == (0, 2, 0.3)
+    assert (found.others, found.steal) == (0.1, 0.05)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which only Linux has")
@@ -77,7 +107,8 @@ def test_a_foreign_process_is_seen_and_an_own_one_is_not() -> None:
     assert as_foreign is not None
     assert as_own is not None
     assert as_foreign.is_busy
-    assert as_foreign.others > as_own.others + 0.02
+    assert as_foreign.cores == as_own.cores is not None
+    assert (as_foreign.others - as_own.others) * as_own.cores > 0.05  # it may share its core
 
 
 def test_core_that_worked_least(tmp_path: Path) -> None:
@@ -126,3 +157,4 @@ def test_a_measurement_tells_its_core(threads: int) -> None:
 
     assert record.host is not None
     assert (record.host.core in os.sched_getaffinity(0)) == (threads == 1)
+    assert (record.host.of_core is not None) == (threads == 1)

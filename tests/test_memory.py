@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +27,10 @@ class FakeFullMemory:
 
     def __init__(self, error: Exception, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error, self.most, self.asked = error, most, []
-        self.epoch, self.predicted = Trainer.epoch, Trainer.predicted_seconds
-        monkeypatch.setattr(Trainer, "epoch", lambda *a, **k: self(a[0], self.epoch, *a, **k))
+        self.steps, self.predicted = Trainer.run_steps, Trainer.predicted_seconds
+        self.networks: list[weakref.ref[torch.nn.Module]] = []
+        self.alive: list[int] = []  # networks of earlier trainers, whenever one is asked
+        monkeypatch.setattr(Trainer, "run_steps", lambda *a, **k: self(a[0], self.steps, *a, **k))
         predict = lambda *a: self(a[0], self.predicted, *a)  # noqa: E731
         monkeypatch.setattr(Trainer, "predicted_seconds", predict)
 
@@ -34,8 +38,10 @@ class FakeFullMemory:
 
     def __call__(self, trainer: Trainer, call, *given, **named):
         self.asked.append(trainer.recipe.batch_size)
+        self.alive.append(sum(network() is not None for network in self.networks))
+        self.networks.append(weakref.ref(trainer.plain))
         if trainer.recipe.batch_size > self.most:
-            raise self.error
+            raise type(self.error)(*self.error.args)  # a fresh one: it holds the frames
         return call(*given, **named)
 
 
@@ -52,7 +58,27 @@ def test_the_largest_half_that_fits_is_named(
         "not enough memory for batches of 50 images; 12 fit: pass --batch-size 12"
     )
     assert fake.asked == [50, 25, 12]
+    assert fake.alive == [0, 0, 0]  # a probe leaves the memory to the next
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "mixup_alpha", "asked"), [(2, 0.0, [50, 24, 12]), (5, 0.2, [50, 20, 10])]
+)
+def test_only_sizes_that_divide_are_tried(
+    parts: int,
+    mixup_alpha: float,
+    asked: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = FakeFullMemory(MemoryError(), asked[-1], monkeypatch)
+    recipe = replace(SHORT, mixup_alpha=mixup_alpha)
+
+    with pytest.raises(MachineError, match=f"{asked[-1]} fit: pass --batch-size {asked[-1]}$"):
+        train(TINY, recipe, replace(CPU, accumulate=parts), few_of_each(), runs=tmp_path)
+
+    assert fake.asked == asked
 
 
 def test_where_nothing_fits_the_model_is_too_large(

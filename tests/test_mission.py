@@ -16,10 +16,12 @@ from zoo.checkpoint import Checkpoint, newest_run
 MODEL = "improved_resnet20_convnext"
 BINARIES = Path(sys.executable).parent
 
+IS_COMPLETE = find_spec("tensorrt_rtx_bindings") is not None and (BINARIES / "zoo-train").is_file()
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("tensorrt_rtx_bindings") is None or not (BINARIES / "zoo-train").is_file(),
+    pytest.mark.skipif(  # where the set-up is ours, its lack is a failure
+        not IS_COMPLETE and os.environ.get("ZOO_TEST_INSTALLED") != "1",
         reason="needs the installed commands and the package tensorrt-rtx-cu13-bindings",
     ),
 ]
@@ -67,10 +69,8 @@ def test_the_training_is_complete(run: Checkpoint) -> None:
 
 
 def test_the_engine_waits_for_its_proof(manifest: dict[str, Any]) -> None:
-    if manifest["proof"] == "pending":  # then that of the graph from which it was built
-        assert manifest["proxy_parity"]["passed"]
-    else:
-        assert manifest["parity"]["passed"]
+    assert manifest["proof"] == "pending"
+    assert manifest["proxy_parity"]["passed"]  # of the graph from which it was built
 
 
 def test_what_runs_here_is_measured_and_the_rest_explained(
@@ -81,6 +81,5 @@ def test_what_runs_here_is_measured_and_the_rest_explained(
     assert done.returncode == 0, done.stderr
     measured = {(r.backend, r.batch) for r in read_records(run.path) if r.status == "ok"}
     assert measured >= {(backend, batch) for backend in ("eager", "compile") for batch in (1, 256)}
-    if manifest["proof"] == "pending":
-        assert str(manifest["pending"]) in done.stderr
-        assert all(backend != "trt" for backend, _ in measured)
+    assert str(manifest["pending"]) in done.stderr
+    assert all(backend != "trt" for backend, _ in measured)

@@ -11,7 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from sample_run import stored
 
 from export.artifact import Artifact
-from export.onnx_session import OnnxSession
+from export.onnx_session import (
+    TENSORRT,
+    OnnxSession,
+    check_placement,
+    operators_by_provider,
+)
 from export.opening import open_artifact, open_foreign, open_on_tensorrt
 from export.to_onnx import IR_VERSION, OPSET
 from zoo.data import Dataset
@@ -145,6 +150,94 @@ def test_missing_runtime_is_named_when_a_file_is_opened(
 
     with pytest.raises(MissingPackageError, match=r"running onnx-fp32.onnx needs .*'\.\[cpu\]'"):
         open_artifact(str(exported.path), "cpu")
+
+
+def test_work_on_the_cpu_is_no_session_on_a_gpu(exported: Artifact) -> None:
+    """A provider may be registered and run nothing: ONNX Runtime tells what runs where."""
+    session = OnnxSession(exported.path)
+
+    found = operators_by_provider(session._session)
+
+    assert found is not None
+    assert {"Conv", "Gemm"} <= found["CPUExecutionProvider"]
+    with pytest.raises(MachineError) as caught:
+        check_placement(exported.path, "CUDAExecutionProvider", found)
+    assert str(caught.value) == (
+        f"ONNX Runtime was told to run {exported.path} on CUDAExecutionProvider and runs Conv, "
+        "Gemm on the CPU: use --device cpu, or another --provider"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "runs"),
+    [
+        ({"CUDAExecutionProvider": {"Conv"}, "CPUExecutionProvider": {"Shape", "Gather"}}, None),
+        ({"TensorrtExecutionProvider": {"Conv"}, "CUDAExecutionProvider": {"MatMul"}}, None),
+        ({"TensorrtExecutionProvider": {"Conv"}, "CPUExecutionProvider": {"MatMul"}}, "MatMul on"),
+        ({"CUDAExecutionProvider": {"Conv", "MatMul"}}, "nothing on it"),
+        (None, None),  # ONNX Runtime before 1.24
+    ],
+)
+def test_shapes_may_be_computed_on_the_cpu_and_nothing_else(
+    found: dict[str, set[str]] | None, runs: str | None
+) -> None:
+    wanted = next(iter(found)) if found and runs != "nothing on it" else TENSORRT
+
+    def check() -> None:
+        check_placement(Path("x.onnx"), wanted, found)
+
+    if runs is None:
+        check()
+    else:
+        with pytest.raises(MachineError, match=f"on {wanted} and runs {runs}"):
+            check()
+
+
+@pytest.mark.parametrize(("kind", "value"), [(TensorProto.UINT8, 128), (TensorProto.INT32, 0)])
+def test_int8_for_cpus_is_not_for_tensorrt(tmp_path: Path, kind: int, value: int) -> None:
+    """Offsets, and biases of 32 bits, which its parser refuses."""
+    tensors = [
+        helper.make_tensor("q", kind, [1], [value]),
+        helper.make_tensor("s", TensorProto.FLOAT, [], [0.5]),
+    ]
+    nodes = [
+        *(helper.make_node("Constant", [], [one.name], value=one) for one in tensors),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["f"]),
+        helper.make_node("Add", ["x", "f"], ["y"]),
+    ]
+    path = small_onnx(tmp_path / "int8.onnx", nodes)
+    model = onnx.load(path)
+    for node in list(model.graph.node)[:2]:  # as quantisers leave them
+        model.graph.initializer.append(node.attribute[0].t)
+        model.graph.node.remove(node)
+    onnx.save(model, path)
+
+    with pytest.raises(MachineError) as caught:
+        OnnxSession(path, device="cuda", provider="tensorrt")
+
+    assert str(caught.value) == (
+        f"{path} is int8 for CPUs, which TensorRT does not take: use --provider cuda, or write it "
+        "with zoo-export --to trt --precision int8"
+    )
+    assert OnnxSession(path).run(torch.zeros(1, 3, 2, 2)).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("classes", [12, "K"])
+def test_answer_of_any_width_is_left_where_the_images_lie(
+    tmp_path: Path, classes: int | str
+) -> None:
+    """The way of a GPU, here with the memory of the CPU; files of others may name no number."""
+    path = small_onnx(tmp_path / "flat.onnx", [helper.make_node("Flatten", ["x"], ["y"])])
+    model = onnx.load(path)
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, classes])
+    )
+    onnx.save(model, path)
+    images = torch.arange(12.0).reshape(1, 3, 2, 2)
+
+    logits = OnnxSession(path)._run_in_place(images)
+
+    torch.testing.assert_close(logits, images.flatten(1), rtol=0, atol=0)
 
 
 # Files of others

@@ -39,10 +39,12 @@ def model(data: Dataset) -> nn.Module:
         return settled(create_model("resnet_20"), data)
 
 
-@pytest.fixture(scope="module")
-def target() -> ExportTarget:
-    """The other targets: test_every_target.py."""
-    return load_target("onnx")
+@pytest.fixture(scope="module", params=["onnx", "torchexport", "openvino"])
+def target(request: pytest.FixtureRequest) -> ExportTarget:
+    """Not aoti, which compiles for a minute (test_aoti.py), nor trt, which needs a GPU."""
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    return load_target(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -378,6 +378,7 @@ def test_options_change_the_settings_of_the_method() -> None:
         ("queue", "--set expects FIELD=VALUE, such as --set peak_lr=0.05; got 'queue'"),
         ("que=1", "a recipe has no field 'que': did you mean queue?"),
         ("queue=0", "recipe 'byol': queue must be 1 or more, got 0"),
+        ("epoch_steps=0", "recipe 'byol': epoch_steps must be none or 1 or more, got 0"),
         ("jitter_p=2", "recipe 'byol': jitter_p must be in [0, 1], got 2.0"),
     ],
 )

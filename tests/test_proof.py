@@ -90,6 +90,62 @@ def test_few_images_decide_nothing() -> None:
     assert not compare_answers(*answers(9_999, 50, 0), max_drop=0.0015).is_gate
 
 
+@pytest.mark.parametrize(
+    ("images", "only_eager", "only_artifact", "fault"),
+    [
+        (10_000, 50, 0, None),  # what 0.5 points allow, although no accident
+        (10_000, 51, 0, "more than the 0.50 points allowed"),
+        (10_000, 1051, 1000, None),  # one more than allowed, which chance explains
+        (64, 1, 0, None),
+        (64, 30, 0, "top-1 fell from 100.00% to 53.12%, more than the 0.50 points allowed"),
+    ],
+)
+def test_lossy_artifact_may_use_its_drop_and_chance_beyond_it(
+    images: int, only_eager: int, only_artifact: int, fault: str | None
+) -> None:
+    beside = compare_answers(
+        *answers(images, only_eager, only_artifact), max_drop=0.005, is_lossy=True
+    )
+
+    assert beside.is_gate
+    assert (beside.fault is None) == (fault is None)
+    assert fault is None or fault in beside.fault
+
+
+# Noise
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+@pytest.mark.parametrize("size", [0.01, 30.0])
+def test_noise_is_a_share_of_what_tells_images_apart(classes: int, size: float) -> None:
+    torch.manual_seed(0)
+    reference = size * (torch.randn(4000, classes) + 3)
+    near = reference + 0.3 * size * torch.randn(4000, classes)
+
+    def noise(candidate: Tensor) -> tuple[float | None, bool]:
+        parity = compare(reference, candidate, tolerance=None, noise_limit=0.5)
+        return parity.noise, parity.passed
+
+    assert noise(reference) == (0, True)
+    assert noise(near) == (pytest.approx(0.3, rel=0.05), True)
+    assert noise(reference.mean(0).expand(4000, -1)) == (pytest.approx(1), False)
+    assert noise(reference.flip(0)) == (pytest.approx(2**0.5, rel=0.05), False)
+    assert noise(torch.zeros(4000, classes))[1] is False
+    assert noise(reference / 0) == (None, False)
+
+
+def test_answers_that_hardly_differ_need_no_more_than_to_be_met() -> None:
+    """Those of some untrained networks: rounding to int8 is more than what tells images apart."""
+    torch.manual_seed(0)
+    reference = 0.01 * torch.randn(1, 10) + 1e-6 * torch.randn(500, 10)
+
+    for candidate, passed in ((reference.mean(0).expand(500, -1), True), (0 * reference, False)):
+        parity = compare(reference, candidate, tolerance=None, noise_limit=0.5)
+
+        assert parity.noise > 0.5
+        assert parity.passed is passed
+
+
 # Divergence
 
 
@@ -170,6 +226,15 @@ def test_accuracy_is_a_gate_on_a_whole_test_split(
     assert proof.comparison is not None
     assert (proof.comparison.is_gate, proof.comparison.fault) == (True, None)
     assert (proof.comparison.only_eager_right, proof.comparison.p_value) == (0, 1)
+
+
+def test_accuracy_of_a_lossy_artifact_is_a_gate_on_any_test_split(taught: Reference) -> None:
+    lossy = Tolerance(logits=None, max_drop=0.005, is_lossy=True)
+
+    with pytest.raises(Unproven, match=r"its accuracy failed: top-1 fell from .*0\.50 points"):
+        prove(ReversedSession(taught.model), taught, lossy)
+
+    assert prove(EagerSession(taught.model), taught, lossy).comparison.is_gate
 
 
 def test_accuracy_on_fewer_images_is_reported(taught: Reference) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import CPU, FOLDER, SHORT, TINY, Signal, few_of_each, outcome
+from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, Signal, few_of_each, outcome
 
 from training import Recipe, train
 from training.processes import Job
@@ -109,6 +109,46 @@ def test_a_damaged_state_gives_way_to_the_one_before(
         f"continuing {cut} in epoch 1, after 0 of its 6 steps",
     ]
     assert outcome(resumed) == outcome(whole)
+
+
+def test_a_save_that_is_cut_short_after_a_damaged_one_leaves_the_whole_one(
+    whole: Checkpoint, cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import zoo.files
+
+    (cut / "state" / "last.pt").write_bytes(b"damaged")
+    sync = zoo.files._sync
+
+    def fake_kill(path: Path) -> None:
+        if path.parent.name == "state":
+            raise SystemExit(137)  # between the two renames
+        sync(path)
+
+    monkeypatch.setattr(zoo.files, "_sync", fake_kill)
+    with pytest.raises(SystemExit):
+        train(TINY, SHORT, EAGER_TO_SAVE, FEW, resume=cut)
+    monkeypatch.undo()
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut)
+
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_what_changes_the_weights_beside_the_recipe_is_told(cut: Path) -> None:
+    notes: list[str] = []
+
+    train(TINY, SHORT, replace(CPU, accumulate=5), FEW, resume=cut, on_note=notes.append)
+
+    assert notes == [
+        f"continuing {cut} in epoch 2, after 0 of its 6 steps",
+        "it began with accumulate 1 and goes on with 5: its weights may not be those of a run that "
+        "was never stopped",
+    ]
+    assert Checkpoint.open(cut).meta.runtime == {
+        "accumulate": 1,
+        "sync_batchnorm": False,
+        "comm_hook": "none",
+    }
 
 
 def test_a_stop_between_two_renames_is_no_damage(whole: Checkpoint, cut: Path) -> None:

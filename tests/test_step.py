@@ -6,10 +6,11 @@ from itertools import islice
 import pytest
 import torch
 from accelerate import Accelerator
-from small_runs import SHORT, few_of_each
+from small_runs import SHORT, TINY, few_of_each
 
 from training import Recipe, Runtime
 from training.loop import Trainer
+from training.step import Step
 from zoo.data import Dataset
 from zoo.errors import ZooError
 from zoo.models import create_model
@@ -90,6 +91,26 @@ def test_both_memory_formats_compute_the_same(few: Dataset) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_steps_before_a_capture_lie_within_a_short_epoch(
+    steps: int, few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(replace(SHORT, epoch_steps=steps), few, model=TINY)
+    before = run.state()
+
+    def fake_capture(stepper: Step) -> None:
+        stepper._take()  # as a capture does, without a graph
+        stepper.place[1] -= 1
+
+    monkeypatch.setattr(Step, "wants_graph", True)
+    monkeypatch.setattr(Step, "capture", fake_capture)
+
+    run.predicted_seconds(1)
+
+    after_it = run.state()
+    assert all(torch.equal(after_it[key], before[key]) for key in before)
+
+
 def test_mixed_images_train(few: Dataset) -> None:
     run = trainer(replace(SHORT, mixup_alpha=0.2, cutmix_alpha=1.0), few)
     plain = trainer(SHORT, few)
@@ -104,6 +125,7 @@ def test_mixed_images_train(few: Dataset) -> None:
     [
         SHORT,
         replace(SHORT, precision="fp16"),
+        replace(SHORT, epoch_steps=1),
         replace(
             SHORT,
             optimizer="adamw",
@@ -114,7 +136,7 @@ def test_mixed_images_train(few: Dataset) -> None:
             clip_norm=1.0,
         ),
     ],
-    ids=["sgd", "fp16", "adamw"],
+    ids=["sgd", "fp16", "one step", "adamw"],
 )
 def test_a_captured_step_is_the_step(recipe: Recipe, few: Dataset) -> None:
     plain = trainer(recipe, few, device="cuda", cuda_graphs="off")

@@ -4,6 +4,7 @@ import pytest
 from study_files import seeds, trial
 
 from profiling.study.derived import (
+    LEAST_STEPS,
     Difference,
     Mean,
     bounds,
@@ -12,6 +13,7 @@ from profiling.study.derived import (
     mean_of,
     parameter_efficiency,
 )
+from training import sweep_jobs
 
 T_2 = 4.302653  # 97.5% quantiles of Student's t, from printed tables
 T_4 = 2.776445
@@ -93,18 +95,28 @@ def test_no_difference_to_nothing() -> None:
 
 
 def test_bounds_say_how_far_the_trainings_went() -> None:
-    short, long = trial(training_macs=10**11, steps=20), trial(training_macs=6 * 10**11, steps=150)
+    small, large = trial(max_macs=2e11), trial(max_macs=6e11)
+    beyond = trial("mlp_mixer_b16", max_macs=2e11, training_macs=6 * 10**12, steps=LEAST_STEPS)
+    after = trial(max_macs=2e11, pretraining="simclr")
 
-    assert bounds([short, long]) == (
-        "bounded runs: at most 600 GMACs and at most 150 steps of training each, not the recipe's "
+    assert bounds([small, beyond]) == (
+        "bounded runs, each training to 200 GMACs or 20 steps, whichever is more, not the recipe's "
         "full length"
     )
+    assert bounds([large, small, after]) == (
+        "bounded runs, each training and each pre-training to 200 or 600 GMACs or 20 steps, "
+        "whichever is more, not the recipe's full length"
+    )
+
+
+def test_the_steps_that_a_bound_leaves_are_those_of_the_sweep() -> None:
+    assert LEAST_STEPS == sweep_jobs.LEAST_STEPS
 
 
 def test_bounds_of_whole_runs() -> None:
     whole = seeds("resnet_20", 0.5, 0.6, is_bounded=False)
 
     assert bounds(whole) is None
-    assert bounds([*whole, trial(steps=None, training_macs=None)]) == (
+    assert bounds([*whole, trial(max_macs=None)]) == (
         "bounded runs, not the recipe's full length; 2 of 3 trainings are whole"
     )

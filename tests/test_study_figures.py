@@ -16,9 +16,8 @@ from profiling.footprint import Footprint
 from profiling.roofline import Roof
 from profiling.study.data import Comparison, Epoch
 from profiling.study.figure_accuracy import Mark, accuracy_data
-from profiling.study.figure_costs import latency_data, macs_data, parameters_data
+from profiling.study.figure_costs import draw_costs, latency_data, macs_data, parameters_data
 from profiling.study.figure_curves import curves_data, draw_curves
-from profiling.study.figure_groups import groups_data
 from profiling.study.figure_roof import roof_data
 from profiling.study.figure_speed import calls_data, draw_scaling, scaling_data
 from profiling.study.figures import FIGURES, captions, figure_data, figures
@@ -199,12 +198,18 @@ def test_only_whole_trainings_on_all_images_share_the_axis_of_reported_ones() ->
 
 
 def test_second_study_shows_its_own_figures() -> None:
-    survey = comparison("second-study", arm("vit_tiny", trial("vit_tiny")))
+    survey = comparison(
+        "second-study",
+        arm("ViT, 200 epochs", trial("vit_tiny", top1=0.6)),
+        arm("ViT, 50 epochs", trial("vit_tiny", seed=1, top1=0.5)),
+        arm("vit_tiny", trial("vit_tiny", seed=2, top1=0.4)),
+    )
 
     (panel,) = accuracy_data([survey])
 
-    assert [mark.top1 for mark in panel.bars[0].reported] == [0.5362, 0.5855]
-    assert {mark.state for mark in panel.bars[0].reported} == {REPORTED}
+    long = Mark(top1=0.5855, state=REPORTED, source="second report, ViT")
+    short = replace(long, top1=0.5362)
+    assert [bar.reported for bar in panel.bars] == [(long,), (short,), ()]
 
 
 def test_an_ablation_is_no_survey() -> None:
@@ -242,6 +247,41 @@ def test_latency_is_that_of_the_very_file_on_each_machine() -> None:
     # Both are as accurate, so that the fast one alone lies on the front, and has the name.
     assert second.front == ((1.0, 0.5),)
     assert [point.is_named for point in second.points] == [False, True]
+
+
+def test_names_of_networks_near_chance_cover_no_other_name() -> None:
+    known = {  # top-1, ms of onnx and of eager: accuracies that tie at times that nearly do
+        "resnet_56": (0.015, 2.95, 11.5),
+        "improved_resnet20_convnext": (0.023, 0.63, 3.13),
+        "eca_resnet_32": (0.019, 1.41, 4.14),
+        "resnet_32": (0.012, 1.2, 3.4),
+        "ecanet20_adaptive": (0.013, 0.976, 3.04),
+        "eca_resnet_20": (0.013, 0.976, 3.04),
+        "ecanet20_fixed_k3": (0.013, 0.976, 3.04),
+        "resnet_20": (0.016, 0.66, 2.09),
+        "mlp_mixer_b16": (0.014, 393.0, 282.0),
+        "segnext_mscan_tiny": (0.049, 0.42, 5.05),
+        "ghost_resnet_32": (0.012, 1.71, 11.0),
+        "ghost_resnet_20": (0.013, 0.918, 6.29),
+    }
+    sides = [
+        arm(name, trial(name, top1=top1, times_ms={("onnx", 1): onnx, ("eager", 1): eager}))
+        for name, (top1, onnx, eager) in known.items()
+    ]
+
+    with drawing():
+        (figure,) = draw_costs(latency_data([comparison("comparison", *sides)]))
+        figure.draw_without_rendering()
+        names = figure.axes[0].texts
+        boxes = [Text.get_window_extent(name) for name in names]  # without the line to the point
+
+    assert {name.get_text() for name in names} == known.keys()
+    assert not [
+        (names[n].get_text(), names[m].get_text())
+        for n, one in enumerate(boxes)
+        for m, other in enumerate(boxes[:n])
+        if one.overlaps(other)
+    ]
 
 
 # Curves -------------------------------------------------------------------------------------
@@ -282,56 +322,6 @@ def test_curves_beyond_what_can_be_told_apart_are_left_out_and_said() -> None:
     assert [curve.label for curve in panel.curves] == [f"arm {n}" for n in range(2, 9)]
     assert panel.heading.title == "The first study's networks, the 7 most accurate of 9"
     assert panel.end == 32
-
-
-# Groups and ablations -----------------------------------------------------------------------
-
-
-def test_groups_are_means_over_their_networks() -> None:
-    (panel,) = groups_data([table_1()])
-
-    top1, params, macs, minutes = panel.quantities
-    assert panel.names == ("baseline", "hybrid")
-    assert [(one.mean, one.reported_mean) for one in top1.groups] == [(55.0, None), (40.0, None)]
-    assert [(one.mean, one.reported_mean) for one in params.groups] == [(0.5, 0.54), (20.0, 20.84)]
-    assert [(one.mean, one.reported_mean) for one in macs.groups] == [(80.0, 79.1), (800.0, 899.2)]
-    assert minutes.groups[0].mean == pytest.approx(100 / 60)
-
-
-def test_reported_accuracies_of_groups_stand_beside_whole_trainings_alone() -> None:
-    whole = comparison(
-        "comparison",
-        arm("resnet_20", trial("resnet_20", is_bounded=False)),
-        arm("coatnet_0", trial("coatnet_0", is_bounded=False)),
-    )
-
-    (panel,) = groups_data([whole])
-
-    assert [one.reported_mean for one in panel.quantities[0].groups] == [69.5, 58.11]
-
-
-def test_times_of_two_machines_make_no_mean() -> None:
-    survey = table_1()
-    away = replace(survey.arms[1].trials[0], environment=OTHER)
-    moved = replace(survey, arms=(*survey.arms[::2], replace(survey.arms[1], trials=(away,))))
-
-    (panel,) = groups_data([moved])
-
-    assert "training, minutes" not in [quantity.name for quantity in panel.quantities]
-    assert groups_data([replace(survey, arms=survey.arms[:2])]) == []  # both of one group
-
-
-def test_ablation_of_one_seed_has_no_interval() -> None:
-    single = comparison(
-        "eca_kernel", arm("baseline", trial(top1=0.5)), arm("k3", trial("k3", top1=0.52))
-    )
-
-    (panel,) = figure_data([single], {})["ablations"]
-
-    (row,) = panel["rows"]
-
-    assert row["difference"]["value"] == pytest.approx(0.02)
-    assert (row["difference"]["low"], row["difference"]["high"]) == (None, None)
 
 
 # Times --------------------------------------------------------------------------------------

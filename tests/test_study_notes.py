@@ -16,7 +16,7 @@ def test_every_table_of_bounded_runs_says_so() -> None:
         assert table.title.endswith("(cifar100, bounded runs)")
         assert {row["length"] for row in table.rows} <= {"bounded", None}  # in a CSV too
         assert table.notes[0] == (
-            "Bounded runs: at most 120 GMACs and at most 40 steps of training each, not the "
+            "Bounded runs, each training to 200 GMACs or 20 steps, whichever is more, not the "
             "recipe's full length."
         )
 

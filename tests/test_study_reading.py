@@ -52,6 +52,22 @@ def test_records_that_are_read_already_are_joined_by_weights(tmp_path: Path) -> 
     assert trials_of(found)[0].measurements == records
 
 
+def test_another_name_of_a_network_with_the_same_weights_keeps_its_own_records(
+    tmp_path: Path,
+) -> None:
+    one, twin = trial("eca_resnet_20"), trial("ecanet20_adaptive", measurements=())
+    write_sweep(tmp_path, comparison("eca_kernel", arm("a", one), arm("b", twin)))
+    digest = one.measurements[0].source
+    assert digest is not None
+    meta = run_folder(tmp_path, twin) / "meta.json"
+    same = {"weights_sha256": digest.weights_sha256}
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | same))
+
+    (found,) = read_comparisons(tmp_path)
+
+    assert [t.measurements for t in trials_of(found)] == [one.measurements, ()]
+
+
 def test_a_job_that_has_not_come_far_has_no_numbers(tmp_path: Path) -> None:
     sides = (
         arm("baseline", trial(), open_trial(seed=1)),
@@ -78,6 +94,26 @@ def test_the_training_speaks_where_zoo_eval_was_not_asked(one: Comparison, tmp_p
     assert [(t.top1, t.top5, t.test_images) for t in trials_of(other)] == [(0.5, 0.8, 10_000)]
 
 
+def test_a_pre_training_counts_as_training(tmp_path: Path) -> None:
+    one = trial(pretraining="simclr")
+    write_sweep(tmp_path, comparison("self_supervised", arm("simclr", one)))
+    (plan,) = (tmp_path / "plans").iterdir()
+    value = json.loads(plan.read_text())
+    value["jobs"][0]["work"]["pretraining_macs"] = 30_000_000_000
+    plan.write_text(json.dumps(value))
+    run = run_folder(tmp_path, one)
+
+    without = trials_of(read_comparisons(tmp_path)[0])[0]
+    meta = json.loads((run / "meta.json").read_text()) | {"train_seconds": 40.0}
+    before = run.parent / "pretraining" / "pretrain-simclr-resnet_20-s0"
+    before.mkdir(parents=True)
+    (before / "meta.json").write_text(json.dumps(meta))
+    found = trials_of(read_comparisons(tmp_path)[0])[0]
+
+    assert (found.training_macs, found.train_seconds) == (150_000_000_000, 140.0)
+    assert without.train_seconds is None  # a part is not all of it
+
+
 def test_a_run_under_way_is_not_read(one: Comparison, tmp_path: Path) -> None:
     write_sweep(tmp_path, one)
     meta = run_folder(tmp_path, trial()) / "meta.json"
@@ -94,6 +130,27 @@ def test_the_same_jobs_in_two_plans_are_one_comparison(tmp_path: Path) -> None:
     write_sweep(tmp_path, replace(ablation(), plan="again"))
 
     assert [found.arms for found in read_comparisons(tmp_path)] == [ablation().arms]
+
+
+def test_seeds_of_several_calls_are_one_comparison(tmp_path: Path) -> None:
+    whole = ablation()
+    for own in ((2, 1), (0,)):
+        part = [
+            replace(side, trials=tuple(side.trials[seed] for seed in own)) for side in whole.arms
+        ]
+        write_sweep(tmp_path, replace(whole, arms=tuple(part)))
+
+    assert len(list((tmp_path / "plans").iterdir())) == 2
+    assert read_comparisons(tmp_path) == [whole]
+
+
+def test_an_arm_more_or_another_bound_is_no_seed_more(tmp_path: Path) -> None:
+    first = arm("a", trial())
+    write_sweep(tmp_path, comparison("1", first, plan="x"))
+    write_sweep(tmp_path, comparison("1", arm("a", trial(seed=1)), arm("b", trial("b")), plan="x"))
+    write_sweep(tmp_path, comparison("1", arm("a", trial(seed=2, max_macs=9e9)), plan="x"))
+
+    assert len(read_comparisons(tmp_path)) == 3
 
 
 def test_other_jobs_under_one_name_stay_apart(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_every_link_leads_somewhere(files: dict[str, bytes]) -> None:
 
 def test_bounded_runs_are_called_so_everywhere(files: dict[str, bytes]) -> None:
     notice = (
-        "cifar100: 11 of 11 trainings are done; bounded runs: at most 120 GMACs and at most 40 "
-        "steps of training each, not the recipe's full length."
+        "cifar100: 11 of 11 trainings are done; bounded runs, each training to 200 GMACs or 20 "
+        "steps, whichever is more, not the recipe's full length."
     )
     assert notice in files["index.html"].decode().replace("&#x27;", "'")
     assert notice in files["index.md"].decode()

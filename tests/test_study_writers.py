@@ -14,6 +14,7 @@ from profiling.study.table import (
     REPORTED,
     SHARE,
     Column,
+    Median,
     Stated,
     Table,
 )
@@ -163,3 +164,21 @@ def test_html_is_escaped() -> None:
 @pytest.mark.parametrize("write", [to_csv, to_json, to_markdown, to_latex, to_html])
 def test_a_table_without_rows(write: object) -> None:
     assert write(Table(name="x", title="X", dataset="d", columns=COLUMNS[:1]))
+
+
+def test_a_median_has_its_interval_beside_it() -> None:
+    column = Column(key="p50_ms", heading="p50", kind=MILLISECONDS, holds=Median)
+    table = Table(
+        name="a",
+        title="A",
+        dataset="cifar100",
+        columns=(column,),
+        rows=({"p50_ms": Median(0.5, 0.0149)}, {"p50_ms": Median(0.5, None)}),
+    )
+
+    assert to_csv(table) == "p50_ms,p50_ms_ci_half_width\n0.5,0.0149\n0.5,\n"
+    assert [line.strip("| ") for line in to_markdown(table).splitlines()[-2:]] == [
+        "0.500 +-1.5%",
+        "0.500",
+    ]
+    assert r"0.500 $\pm$1.5\%" in to_latex(table)

@@ -15,7 +15,16 @@ from counters import TO, counting_file, numbers, planned, starts, sweep
 import training.sweep
 from training.sweep import claim_path, log_path, run_sweep
 from training.sweep_claims import Claim, claim
-from training.sweep_record import DONE, FAILED, read_record, record_path
+from training.sweep_record import (
+    DONE,
+    FAILED,
+    OPEN,
+    Failure,
+    JobRecord,
+    read_record,
+    record_path,
+    write_record,
+)
 from zoo.errors import MachineError
 
 TESTS = Path(__file__).parent
@@ -230,7 +239,47 @@ def test_a_job_that_failed_once_goes_on_with_the_step_that_failed(tmp_path: Path
 
     assert outcome.done == [one.job.id]
     assert numbers(counting_file(tmp_path, one.job)) == ALL
-    assert len(read_record(record_path(tmp_path, one.job.id)).failures) == 1
+    assert read_record(record_path(tmp_path, one.job.id)).failures == ()
+
+
+def test_failures_of_a_step_that_succeeded_since_leave_the_next_one_its_attempts(
+    tmp_path: Path,
+) -> None:
+    one = planned(tmp_path, 0, "count", "fail")
+    early = Failure(step="step 0", reason="no", exit_code=1, finished_at="", host="here")
+    write_record(
+        tmp_path,
+        JobRecord(id=one.job.id, state=OPEN, job=one.job, work=one.work, failures=(early,) * 2),
+    )
+
+    sweep(tmp_path, [one])
+
+    failures = read_record(record_path(tmp_path, one.job.id)).failures
+    assert [failure.step for failure in failures] == ["step 1"] * 3
+
+
+def test_what_a_call_asked_in_vain_is_no_state_of_the_next_call(tmp_path: Path) -> None:
+    whole, more = planned(tmp_path, 0), planned(tmp_path, 0, "count", "fail")
+    place = record_path(tmp_path, whole.job.id)
+    sweep(tmp_path, [whole])
+
+    sweep(tmp_path, [more])
+    failed = read_record(place).state
+    outcome = sweep(tmp_path, [whole])
+
+    assert (failed, outcome.done, read_record(place).state) == (FAILED, [whole.job.id], DONE)
+    assert starts(counting_file(tmp_path, whole.job)) == 1 + 3
+
+
+def test_a_job_that_lacks_nothing_any_more_is_done(tmp_path: Path) -> None:
+    one = planned(tmp_path, 0)
+    place = record_path(tmp_path, one.job.id)
+    sweep(tmp_path, [one])
+    write_record(tmp_path, replace(read_record(place), state=OPEN, begun="step 1"))
+
+    sweep(tmp_path, [one])
+
+    assert read_record(place).state == DONE
 
 
 def test_a_killed_command_is_a_failure_with_its_signal(tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from profiling.cli import main_report
 from training.cli import main_sweep
 from training.sweep_cli import build_parser
 from zoo.checkpoint import Checkpoint
 
 TESTS = Path(__file__).parent
+KILLS = 3
 TINY = "tiny_network:tiny"
 GRID = f"""
 dataset = "cifar100-mini"
@@ -169,24 +172,27 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
-def test_real_jobs_survive_five_kills_and_are_done_once(tmp_path: Path) -> None:
+@pytest.mark.slow  # two minutes of 2 cores
+def test_real_jobs_of_two_shards_survive_kills_and_are_done_once(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(GRID)
     chance = random.Random(0)
-    for _ in range(5):
-        process = start(tmp_path)
-        time.sleep(chance.uniform(4, 25))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    for _ in range(KILLS):
+        shards = [start(tmp_path, "--shard", f"{number}/2") for number in (1, 2)]
+        time.sleep(chance.uniform(2, 14))
+        for process in shards:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
 
-    last = start(tmp_path)
-    out, err = last.communicate(timeout=900)
+    last = [start(tmp_path, "--shard", f"{number}/2") for number in (1, 2)]
+    for process in last:
+        out, err = process.communicate(timeout=900)
+        assert process.returncode == 0, err
+        assert out == f"{tmp_path}\n"
+        assert err.splitlines()[-1] == "1 of 1 jobs done, 0 failed, 0 left"
 
-    assert last.returncode == 0, err
-    assert out == f"{tmp_path}\n"
-    assert err.splitlines()[-1] == "2 of 2 jobs done, 0 failed, 0 left"
-    for path in sorted((tmp_path / "jobs").glob("*.json")):
-        value = json.loads(path.read_text())
+    jobs = [json.loads(path.read_text()) for path in sorted((tmp_path / "jobs").glob("*.json"))]
+    assert len(jobs) == 2
+    for value in jobs:
         (run,) = (tmp_path / "runs" / value["id"]).glob("*/meta.json")  # one, resumed or not
         meta = Checkpoint.open(run.parent).meta
         assert [step["name"] for step in value["steps"]] == [
@@ -207,3 +213,43 @@ def test_real_jobs_survive_five_kills_and_are_done_once(tmp_path: Path) -> None:
     lines = start(tmp_path, "--dry-run").communicate(timeout=120)[0].splitlines()
     assert ["  done  " in line for line in lines[1:4]] == [True, True, False]
     assert lines[4].startswith("1 of 3 jobs to do, predicted ")
+    _has_a_report(tmp_path, jobs)
+
+
+def _has_a_report(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    assert main_report([str(folder), "--out", str(folder / "report")]) == 0
+
+    (path,) = (folder / "report" / "study").glob("list-grid-1-cifar100-mini-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    shown = {row["arm"]: row for row in rows}
+    for value in jobs:
+        row = shown[f"{TINY} peak_lr={value['job']['settings']['peak_lr']}"]
+        assert row["top1"]["value"] == value["test_top1"]
+        assert row["training_gmacs"] == pytest.approx(value["work"]["training_macs"] / 1e9)
+        assert row["b1_best_p50_ms"]["value"] > 0
+
+
+@pytest.mark.slow  # half a minute: six trainings that fail
+def test_real_jobs_that_fail_are_listed_and_tried_again_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(GRID.replace("[0.05, 0.1]", "1e30"))
+
+    process = start(tmp_path)
+    err = process.communicate(timeout=300)[1].splitlines()
+    (path,) = (tmp_path / "jobs").glob("*.json")
+    failures = json.loads(path.read_text())["failures"]
+    once_more = start(tmp_path)
+    listed = once_more.communicate(timeout=60)[1].splitlines()
+    retried = start(tmp_path, "--retry-failed")
+    attempts = retried.communicate(timeout=300)[1].splitlines()
+
+    codes = [one.returncode for one in (process, once_more, retried)]
+    summary = "0 of 1 jobs done, 1 failed, 0 left; see logs/ and pass --retry-failed"
+    reason = failures[-1]["reason"]
+    assert codes == [1, 1, 1]
+    assert [failure["step"] for failure in failures] == ["train"] * 3
+    assert reason.startswith("zoo-train: the loss became ")
+    assert err[-2:] == listed == [f"{path.stem} failed: {reason}", summary]
+    attempt = f"{path.stem}: attempt {{}} of 3 failed in train: {reason}"
+    assert [line for line in attempts if ": attempt " in line] == [
+        attempt.format(number) for number in (1, 2, 3)
+    ]

@@ -97,6 +97,19 @@ def test_what_was_never_measured_is_not_predicted() -> None:
     assert predict("a", [step("train", None)], samples) is None
 
 
+def test_a_step_with_other_options_tells_nothing() -> None:
+    samples = [
+        Sample("a", "bench", 100, 10.0, ("--batch", "1,8")),
+        Sample("a", "bench", 100, 70.0, ("--batch", "1,256")),
+    ]
+    asked = replace(step("bench", 100), options=("--batch", "1,256"))
+
+    found = predict("a", [asked], samples)
+
+    assert found == Prediction(pytest.approx(70.0), 1, True)
+    assert predict("a", [replace(asked, options=("--batch", "8"))], samples) is None
+
+
 def test_samples_are_whole_steps_of_the_same_environment() -> None:
     whole, part = done("train", macs=5, seconds=2.0), done("bench", macs=5, seconds=None)
 
@@ -110,6 +123,7 @@ def test_the_plan_shows_each_job_its_state_and_its_time(tmp_path: Path) -> None:
     other = replace(JOB, model="resnet_32")
     steps = (step("train", 400),)
     planned = [Planned(job=job, work=WORK, steps=steps) for job in [*jobs, other]]
+    planned[5] = replace(planned[5], work=replace(WORK, pretraining_macs=2_000_000_000))
     write_record(tmp_path, record(jobs[0], done("train", macs=400, seconds=12.0)))
     failure = Failure(
         step="train", reason="zoo-train: no", exit_code=1, finished_at="", host="here"
@@ -136,6 +150,7 @@ def test_the_plan_shows_each_job_its_state_and_its_time(tmp_path: Path) -> None:
         f"{said} {n}" for n in range(5)
     ]
     assert lines[1].split()[:5] == [jobs[0].id, "bounded", "8", "20", "48"]
+    assert lines[6].split()[4] == "50"  # with the pre-training
     assert "  done  " in lines[1]
     assert "12  0 of 1 steps done  " in lines[2]
     assert "12  failed: zoo-train: no  " in lines[3]

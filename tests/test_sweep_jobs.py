@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,15 @@ from small_runs import EAGER_TO_SAVE, SHORT, TINY, few_of_each
 
 from export.flags import eval_parser, export_parser
 from profiling.options import bench_parser
-from training import train
+from training import Runtime, train
 from training.ablations import ABLATIONS, STUDIES, Ablation, Arm, ablations_of
 from training.loop import Progress
 from training.options import build_parser, make_job
+from training.pretrain import Pretrainer
 from training.pretrain_cli import build_parser as pretrain_parser
+from training.pretrain_cli import make_settings
+from training.pretraining import pretraining_for
+from training.processes import processes
 from training.recipes import recipe_for
 from training.sweep_jobs import (
     LEAST_STEPS,
@@ -49,6 +54,10 @@ def test_studies() -> None:
         *("attention", "stem", "layers", "csp", "relative_attention"),
         *("full_augmentation", "stochastic_depth", "self_supervised"),
     ]
+    questions = {one.name: one.question for one in ablations_of("coatnet_opt")}
+    assert questions["relative_attention"] == (  # two changes at once
+        "Do relative positions help, with a norm before the classifier?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,6 +251,21 @@ def test_an_epoch_ends_after_so_many_steps(tmp_path: Path) -> None:
         replace(recipe, epoch_steps=0)
 
 
+@pytest.mark.skipif(find_spec("lightly") is None, reason="needs the package lightly")
+@pytest.mark.parametrize(("epoch_steps", "taken"), [(None, 6), (2, 2), (99, 6)])
+def test_an_epoch_of_pre_training_ends_after_so_many_steps(
+    epoch_steps: int | None, taken: int
+) -> None:
+    settings = replace(pretraining_for("simclr"), batch_size=50, epoch_steps=epoch_steps)
+
+    with processes(Runtime(device="cpu")) as accelerator:
+        steps = Pretrainer(
+            "tiny_network:headed", settings, few_of_each(), accelerator, seed=0
+        ).steps
+
+    assert steps == taken
+
+
 # ---- the commands ----------------------------------------------------------------------------
 
 
@@ -305,10 +329,42 @@ def test_a_pre_trained_backbone_is_where_training_begins(tmp_path: Path) -> None
     pretrain = pretrain_parser().parse_args(words(found["pretrain"]))
     train = build_parser().parse_args(words(found["train"]))
 
-    assert (pretrain.model, pretrain.method, pretrain.epochs) == ("resnet_20", "simclr", 1)
-    assert 4000 * 0.9 / pretrain.batch_size >= LEAST_STEPS
+    assert (pretrain.model, pretrain.method) == ("resnet_20", "simclr")
     assert train.init_from == backbone
-    assert work_of(job).pretraining_macs == 3 * 2 * MODELS["resnet_20"].macs * 4000
+
+
+@pytest.mark.parametrize(
+    ("max_macs", "batch", "steps"),
+    [(6e11, 16, 153), (1e9, 8, LEAST_STEPS), (1e14, 128, 28)],  # of 3,600 images, 28 batches
+)
+def test_a_pre_training_has_a_bound_of_its_own(
+    max_macs: float, batch: int, steps: int, tmp_path: Path
+) -> None:
+    job = replace(JOB, pretraining="simclr", epochs=100_000, max_macs=max_macs)
+    step = next(one for one in steps_of(job, work_of(job), tmp_path, Means()))
+
+    settings = make_settings(pretrain_parser().parse_args(words(step)))
+
+    macs = MODELS["resnet_20"].macs
+    assert (settings.epochs, settings.warmup_epochs) == (1, 0.05)
+    assert (settings.batch_size, min(settings.epoch_steps or 0, 28 * 128 // batch)) == (
+        batch,
+        steps,
+    )
+    assert settings.peak_lr == float(f"{0.24 * math.sqrt(batch / 512):.4g}")
+    assert work_of(job).pretraining_macs == step.macs == 3 * 2 * macs * batch * steps
+    assert work_of(job).pretraining_macs <= max_macs or steps == LEAST_STEPS
+
+
+def test_a_bound_that_pre_training_keeps_changes_nothing(tmp_path: Path) -> None:
+    job = replace(JOB, pretraining="simclr", epochs=1, max_macs=1e18)
+    step = next(one for one in steps_of(job, work_of(job), tmp_path, Means()))
+
+    settings = make_settings(pretrain_parser().parse_args(words(step)))
+
+    assert settings == pretraining_for("simclr")
+    assert not work_of(job).is_bounded
+    assert work_of(job).pretraining_macs == 3 * 2 * MODELS["resnet_20"].macs * 512 * 7 * 200
 
 
 def test_what_lies_there_is_done(tmp_path: Path) -> None:

@@ -184,6 +184,20 @@ def test_csv_has_a_line_for_every_record() -> None:
     assert (lines[2]["p50_ms"], lines[2]["reason"]) == ("", "no, it did not")
 
 
+def test_a_flushed_cache_is_a_line_and_a_row_of_its_own() -> None:
+    flushed = measurement(p50_ms=5.0, is_l2_flushed=True)
+
+    (table,) = efficiency_tables([flushed, measurement(p50_ms=4.0)])
+
+    lines = csv.DictReader(csv_text([table]).splitlines())
+    told = [(line["p50_ms"], line["is_l2_flushed"]) for line in lines]
+    assert told == [("4.0", "false"), ("5.0", "true")]
+    assert [row.label for row in table.rows] == [
+        "resnet_20-s0 eager",
+        "resnet_20-s0 eager (L2 flushed)",
+    ]
+
+
 def test_numbers_in_print() -> None:
     values = (0, 0.012345, 0.99951, 9.996, 12.34, 999.6, 1234.5, 1_234_567.0, None)
 

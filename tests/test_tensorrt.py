@@ -1,12 +1,15 @@
 """Engines built with TensorRT-RTX, which needs no GPU for that, and what is said where it fails."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from explicit_int8 import FOR_TENSORRT, quantised
+from export_helpers import file_size_limit
 from model_checks import random_images, seeded, smallest_of_each_family, with_values_everywhere
 from torch import nn
 
@@ -282,6 +285,21 @@ def test_a_workspace_that_is_too_small_is_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_engine_for_later_gpus_is_the_same_in_tensorrt_rtx(
+    graph: onnx.ModelProto, rtx: Flavor, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, trt_hardware_compatible=True)
+
+    facts = write_engine(graph, tmp_path / "x.engine", rtx, precision="fp32", options=options)
+
+    assert facts["runs_on"] == "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+
+
+def test_a_full_disk_is_named(graph: onnx.ModelProto, rtx: Flavor, tmp_path: Path) -> None:
+    with file_size_limit(4000), pytest.raises(OSError, match="File too large"):
+        write_engine(graph, tmp_path / "x.engine", rtx, precision="fp32", options=OPTIONS)
+
+
 def test_a_graph_that_tensorrt_does_not_know_is_refused(rtx: Flavor, tmp_path: Path) -> None:
     x, y = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3, 32, 32])
@@ -308,7 +326,10 @@ def test_a_graph_that_tensorrt_does_not_know_is_refused(rtx: Flavor, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("name", smallest_of_each_family())
 def test_every_family(name: str, rtx: Flavor, tmp_path: Path) -> None:
-    """The types of the parsed layers are held against the graph's by `write_engine` itself."""
+    """The types of the parsed layers are held against the graph's by `write_engine` itself.
+
+    What int8 answers with ranges from so few images proves nothing: see test_every_family_exports.
+    """
     model = with_values_everywhere(seeded(name))
     images = random_images(4)
     graph = onnx_graph(model, images[:2], metadata={"cifar_zoo_version": "0", "model": name})
@@ -318,10 +339,13 @@ def test_every_family(name: str, rtx: Flavor, tmp_path: Path) -> None:
     for precision, typed, tolerance in (
         ("fp32", graph, 1e-4),
         ("fp16", typed_fp16(graph), 0.1),  # some of these random networks amplify rounding
+        ("int8", typed_fp16(quantised(graph, tmp_path, **FOR_TENSORRT)), math.inf),
     ):
         facts = write_engine(typed, path, rtx, precision=precision, options=OPTIONS)
 
         found = TensorRtTarget().proxy(path).run(images)
         limit = tolerance * max(1.0, expected.abs().max().item())
-        torch.testing.assert_close(found, expected, rtol=0, atol=limit)
+        assert found.isfinite().all()
+        assert (found - expected).abs().max() <= limit
+        assert precision in {form for kind in facts["network_layers"].values() for form in kind}
         assert facts["engine_bytes"] == path.stat().st_size > 10_000

@@ -1,11 +1,13 @@
 """Counting layers by type: of a built engine as its inspector describes it, and holding counts."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from export.tensorrt_inspect import engine_layer_types, summarise, verify_types
+from export.tensorrt_inspect import engine_layer_types, summarise, verify_engine, verify_types
+from export.to_tensorrt import TensorRtTarget
 from zoo.errors import MachineError
 
 TRT = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
@@ -106,3 +108,35 @@ def test_a_precision_that_no_layer_has_is_refused() -> None:
     assert str(caught.value) == (
         "no convolution and no matrix product of the int8 network computes in int8, but in fp16"
     )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_engine_has_a_layer_in_its_precision(precision: str) -> None:
+    verify_engine({"kgen": {"fp32": 1}, "gemm": {precision: 1}}, precision=precision)
+    verify_engine({}, precision=precision)  # it tells nothing
+
+    for other in {"fp32", "fp16", "int8"} - {precision}:
+        with pytest.raises(MachineError) as caught:
+            verify_engine({"kgen": {other: 3}}, precision=precision)
+
+        assert str(caught.value) == (
+            f"no layer of the {precision} engine computes in {precision}, but in {other}"
+        )
+
+
+class SessionWithoutGpu:
+    """Stands in for a session on an engine, which takes a GPU."""
+
+    precision = "int8"
+    layer_types = {"kgen": {"fp16": 2}}
+
+    def __init__(self, path: Path, *, device: str) -> None:
+        pass
+
+
+def test_an_engine_that_is_opened_is_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none is proven or measured in another precision than it is said to have."""
+    monkeypatch.setattr("export.to_tensorrt.TensorRtSession", SessionWithoutGpu)
+
+    with pytest.raises(MachineError, match="no layer of the int8 engine computes in int8, but in"):
+        TensorRtTarget().open(Path("trt-int8.engine"), device="cuda")

@@ -108,6 +108,14 @@ def test_the_rate_follows_the_batch_only_where_asked() -> None:
             ("resnet_20", "--nnodes", "2:4"),
             "--nnodes 2:4 needs a place where the nodes meet: pass --rdzv-endpoint",
         ),
+        (
+            ("resnet_20", "--max-restarts", "0"),
+            "--max-restarts is for several processes: pass --nproc or --nnodes",
+        ),
+        (
+            ("resnet_20", *MINI, "--device", "cpu", "--cuda-graphs", "on"),
+            "--cuda-graphs on needs a GPU: leave it out on CPUs",
+        ),
         (("--resume", "auto"), "no model given: zoo-train MODEL"),
         (("--replay", "no/run"), "there is no run no/run: train one with zoo-train"),
         (("resnet_21",), "no model named 'resnet_21': did you mean"),

@@ -154,7 +154,7 @@ FIRST = (
 
 # ---- the plan for CoAtNet-CIFAROpt -----------------------------------------------------------
 
-# Relative attention is as the plan has it: positions and the norm before the classifier together.
+# Relative attention is as the plan has it, two changes at once: its question says so.
 
 OPT = Arm(label="baseline", model="coatnet_cifar_opt", recipe="coatnet_opt")
 
@@ -198,7 +198,7 @@ COATNET = tuple(
         ),
         (
             "relative_attention",
-            "Does attention need relative positions?",
+            "Do relative positions help, with a norm before the classifier?",
             _models("coatnet_cifar_opt_s1", OPT.recipe, relative="coatnet_cifar_opt_rel"),
         ),
         (

@@ -3,9 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from rich.progress import TextColumn
-
-from zoo.display import LiveDisplay
+from zoo.display import LiveDisplay, TextColumn
 
 if TYPE_CHECKING:
     from training.loop import Progress

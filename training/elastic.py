@@ -21,6 +21,7 @@ import runpy, sys
 sys.path.append({str(Path(__file__).resolve().parents[1])!r})
 runpy.run_module("training.cli", run_name="__main__", alter_sys=True)
 """
+MAX_RESTARTS = 3
 OUTCOME = "ZOO_TRAIN_OUTCOME"  # the folder in which a process leaves how it ended
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run")
 
@@ -41,7 +42,7 @@ class Launch:
     nodes: tuple[int, int] = (1, 1)  # at least, at most
     endpoint: str | None = None  # HOST:PORT where the nodes meet
     id: str | None = None  # of the job; the same on each node
-    max_restarts: int = 3
+    max_restarts: int = MAX_RESTARTS
 
     def __post_init__(self) -> None:
         least, most = self.nodes

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from training.curves import draw_curves
 from training.loop import EpochMetrics, NonFinite, Trainer
 from training.processes import Job, by_first, summed, told
 from training.resume import require_same_run
@@ -61,7 +61,7 @@ class RunFolder:
                 write_json(path / RECIPE, trainer.recipe.to_json())
             folder.save()
         except BaseException:
-            folder.close()
+            folder.close(lambda line: None)
             raise
         return folder
 
@@ -76,7 +76,7 @@ class RunFolder:
         """
         meta = Checkpoint.open(path).meta
         require_same_run(path, meta, given)
-        state = by_first(trainer.accelerator, lambda: newest_state(path, note))
+        state = by_first(trainer.accelerator, lambda: newest_state(path, note, mend=True))
         try:
             trainer.load_state(state.trainer)
         except Exception as reason:  # whatever a state of another network makes torch raise
@@ -90,6 +90,13 @@ class RunFolder:
             folder._store(anew=True)  # what is there may be older than the state
         epoch, step = trainer.position
         note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
+        for name, value in trainer.runtime.shapes_result.items():
+            began = (meta.runtime or {}).get(name, value)
+            if began != value:
+                note(
+                    f"it began with {name} {began} and goes on with {value}: "
+                    "its weights may not be those of a run that was never stopped"
+                )
         return folder
 
     def keep(self, line: EpochMetrics) -> None:
@@ -167,13 +174,20 @@ class RunFolder:
         trainer.accelerator.wait_for_everyone()
         return Checkpoint(self.path, told(trainer.accelerator, self.meta))
 
-    def close(self) -> None:
-        """Leave the curves of what was done; a new folder without a step goes."""
+    def close(self, note: Callable[[str], None]) -> None:
+        """Leave the curves of what was done; a new folder without a step goes.
+
+        `note` is told where what draws them is not installed.
+        """
         if self.trainer.rank != 0:
             return
         if not self.is_worth_keeping:
             shutil.rmtree(self.path, ignore_errors=True)
+        elif self.lines and find_spec("matplotlib") is None:
+            note(f"{CURVES} is left out: matplotlib is not installed")
         elif self.lines:
+            from training.curves import draw_curves
+
             draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
 
 
@@ -199,6 +213,7 @@ def first_meta(
         initial_weights=start.initial_weights,
         teacher=teacher,
         job=Job.current().id,
+        runtime=trainer.runtime.shapes_result,
         **NOT_BEGUN,
     )
 

@@ -1,4 +1,4 @@
-"""The training loop; nothing else drives an optimiser."""
+"""The training loop of zoo-train."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +182,7 @@ class Trainer:
         with cudnn_benchmark(not self.runtime.deterministic):
             first = self._first_step()
             if stepper.wants_graph:
+                self._stay_within()
                 first += self._timed(stepper.capture)
         steps = [self._timed(self._probe) for _ in range(PROBE_STEPS)]
         self.compile_seconds = max(0.0, first - median(steps))
@@ -348,9 +349,13 @@ class Trainer:
 
     def _probe(self) -> None:
         """One step more, of those that are undone afterwards."""
+        self._stay_within()
+        self.stepper.take()
+
+    def _stay_within(self) -> None:
+        """Go back to the first step where the epoch has no more."""
         if self.stepper.step == self.steps:
             self.stepper.begin(self.stepper.epoch)
-        self.stepper.take()
 
     def _timed(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()

@@ -2,56 +2,54 @@
 
 import gc
 from collections.abc import Callable
+from itertools import islice
 
 import torch
 
 from training.loop import Trainer
+from training.recipe import Recipe, Runtime
 from zoo.errors import MachineError, is_out_of_memory
 
 PROBE_STEPS = 2  # the first fills what the optimiser remembers
 
 
-class _Enough(Exception):
-    """The probe took its steps."""
+def batch_that_fits(
+    build: Callable[[int], Trainer], recipe: Recipe, runtime: Runtime
+) -> int | None:
+    """Halve the batch size, to sizes that a trainer takes, until two real steps of it fit.
 
-
-def batch_that_fits(build: Callable[[int], Trainer], batch_size: int) -> int | None:
-    """Halve `batch_size` until two real steps of a fresh trainer fit; None where not even 2 do."""
-    size = batch_size // 2
-    while size >= 2:
+    None where not even the smallest does.
+    """
+    parts = runtime.accumulate
+    unit = 2 * parts if recipe.mixup_alpha or recipe.cutmix_alpha else parts
+    size = recipe.batch_size // 2 // unit * unit
+    while size >= 2 * parts:
         if _fits(build, size):
             return size
-        size //= 2
+        size = size // 2 // unit * unit
     return None
 
 
-def out_of_memory(build: Callable[[int], Trainer], batch_size: int, *, world: int) -> MachineError:
+def out_of_memory(
+    build: Callable[[int], Trainer], recipe: Recipe, runtime: Runtime, *, world: int
+) -> MachineError:
     """The line that names the batch size to pass; of several processes none is measured."""
-    wanted = f"not enough memory for batches of {batch_size} images"
+    wanted = f"not enough memory for batches of {recipe.batch_size} images"
     if world > 1:
         return MachineError(f"{wanted}: pass a smaller --batch-size")
-    fitting = batch_that_fits(build, batch_size)
+    fitting = batch_that_fits(build, recipe, runtime)
     if fitting is None:
         return MachineError(f"{wanted}, nor for any smaller ones: take a smaller model")
     return MachineError(f"{wanted}; {fitting} fit: pass --batch-size {fitting}")
 
 
 def _fits(build: Callable[[int], Trainer], size: int) -> bool:
-    steps = 0
-
-    def stop() -> None:
-        nonlocal steps
-        steps += 1
-        if steps >= PROBE_STEPS:
-            raise _Enough
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        build(size).epoch(1, lambda progress: None, 0.0, at_boundary=stop)
-    except _Enough:
-        return True
+        for _ in islice(build(size).run_steps(1), PROBE_STEPS):
+            pass
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

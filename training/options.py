@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.elastic import Launch
+from training.elastic import MAX_RESTARTS, Launch
 from training.recipe import (
     COMM_HOOKS,
     COMPILE_MODES,
@@ -177,13 +177,17 @@ def _add_processes(parser: Parser) -> None:
         "--nnodes", type=node_range, metavar="LEAST:MOST", help="nodes, such as 2 or 2:4"
     )
     group.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where the nodes meet")
-    group.add_argument("--rdzv-id", metavar="NAME", help="of the job; the endpoint unless given")
+    group.add_argument(
+        "--rdzv-id",
+        metavar="NAME",
+        help="of the job, the endpoint unless given: the "
+        "same command goes on with the unfinished run of this name, another name begins one",
+    )
     group.add_argument(
         "--max-restarts",
         type=whole_number,
-        default=3,
         metavar="N",
-        help="from the last save, where a process was lost",
+        help=f"from the last save, where a process was lost ({MAX_RESTARTS} unless given)",
     )
     group.add_argument(
         "--sync-batchnorm",
@@ -317,11 +321,13 @@ def _launch(args: argparse.Namespace) -> Launch | None:
     if args.nproc is None and args.nnodes is None:
         if args.rdzv_endpoint or args.rdzv_id:
             raise ZooError("--rdzv-endpoint and --rdzv-id are for several nodes: pass --nnodes")
+        if args.max_restarts is not None:
+            raise ZooError("--max-restarts is for several processes: pass --nproc or --nnodes")
         return None
     return Launch(
         nproc=args.nproc or 1,
         nodes=args.nnodes or (1, 1),
         endpoint=args.rdzv_endpoint,
         id=args.rdzv_id,
-        max_restarts=args.max_restarts,
+        max_restarts=MAX_RESTARTS if args.max_restarts is None else args.max_restarts,
     )

@@ -139,6 +139,8 @@ class Pretrainer:
                 f"batch size {settings.batch_size} exceeds the {len(rows)} training images of "
                 f"{data.name}: pass a smaller --batch-size"
             )
+        if settings.epoch_steps is not None:
+            self.steps = min(self.steps, settings.epoch_steps)
         torch.manual_seed(seed)
         network = create_model(model, num_classes=data.num_classes)
         size = self.preprocessing.image_size

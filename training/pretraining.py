@@ -20,6 +20,7 @@ class Pretraining:
     name: str  # the method
     epochs: int = 200
     batch_size: int = 512  # images a step, two views of each
+    epoch_steps: int | None = None  # an epoch's at most; None: as many as the images give
     peak_lr: float = 0.24  # SGD, reached at the end of warm-up, then a cosine to zero
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -41,6 +42,7 @@ class Pretraining:
             "name": (self.name in METHODS, f"one of {', '.join(METHODS)}"),
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 4, "4 or more"),
+            "epoch_steps": (self.epoch_steps is None or self.epoch_steps >= 1, "none or 1 or more"),
             "peak_lr": (0 < self.peak_lr < math.inf, "above 0 and finite"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more and finite"),

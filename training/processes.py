@@ -68,6 +68,8 @@ def processes(runtime: Runtime) -> Iterator[Accelerator]:
         )
     if cpu and runtime.sync_batchnorm:
         raise ZooError("--sync-batchnorm works between GPUs: leave it out on CPUs")
+    if cpu and runtime.cuda_graphs == "on":
+        raise ZooError("--cuda-graphs on needs a GPU: leave it out on CPUs")
     devices = [] if cpu else list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices), _peers(), _deterministic(runtime.deterministic):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -124,9 +126,9 @@ def _ddp(runtime: Runtime) -> DistributedDataParallelKwargs:
     }
     return DistributedDataParallelKwargs(
         comm_hook=hooks[runtime.comm_hook],
-        gradient_as_bucket_view=runtime.bucket_view,
+        gradient_as_bucket_view=True,
         # With a first backward that sends nothing, DDP fails an assertion (torch 2.14).
-        static_graph=runtime.static_graph and runtime.accumulate == 1,
+        static_graph=runtime.accumulate == 1,
     )
 
 

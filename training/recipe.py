@@ -1,4 +1,4 @@
-"""What decides a training result, and apart from it what decides only its speed."""
+"""What decides a training result, and apart from it what decides its speed."""
 
 import math
 from collections.abc import Iterable
@@ -125,7 +125,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
-    """What decides only the speed of a run."""
+    """What decides the speed of a run.
+
+    Of its result, `accumulate` and `sync_batchnorm` decide which images a batch norm sees together,
+    and `comm_hook` how gradients are rounded: see `shapes_result`.
+    """
 
     device: str = "auto"  # "auto" takes the GPU of this process where there is one
     compile: bool = False  # torch.compile of model and loss
@@ -136,11 +140,9 @@ class Runtime:
     deterministic: bool = False  # only algorithms that give the same bits every time
     save_seconds: float = 30.0  # at least, between two saves of what a resume needs
     # Between processes: batch norms over all of them, number format in which gradients travel
-    # ("none": their own), gradients as views of what travels, a graph that never changes.
+    # ("none": their own).
     sync_batchnorm: bool = False
     comm_hook: str = "none"
-    bucket_view: bool = True
-    static_graph: bool = True
 
     def __post_init__(self) -> None:
         checks = {
@@ -155,6 +157,12 @@ class Runtime:
             "comm_hook": (self.comm_hook in COMM_HOOKS, f"one of {', '.join(COMM_HOOKS)}"),
         }
         require(self, checks)
+
+    @property
+    def shapes_result(self) -> dict[str, Any]:
+        """The fields on which the weights of a run depend too, by name."""
+        names = ("accumulate", "sync_batchnorm", "comm_hook")
+        return {name: getattr(self, name) for name in names}
 
 
 def require(value: Any, checks: dict[str, tuple[bool, str]]) -> None:

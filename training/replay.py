@@ -1,7 +1,7 @@
 """The step at which a loss stopped being finite: kept, and taken again to see where it began."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,6 @@ class BadStep:
     seed: int
     learning_rate: float
     images: tuple[int, ...]  # of its batch, counted from 0 in the training images
-
-
-class _Stop(Exception):
-    """The step that was looked for comes next, or is done."""
 
 
 def keep_failure(folder: RunFolder, failure: NonFinite) -> MachineError:
@@ -91,13 +87,10 @@ def state_before(
 
 
 def _go_to(trainer: Trainer, target: tuple[int, int]) -> None:
-    def look() -> None:
-        if trainer.position == target:
-            raise _Stop
-
-    with suppress(_Stop):
-        while trainer.position < target:
-            trainer.epoch(trainer.position[0], lambda progress: None, 0.0, at_boundary=look)
+    while trainer.position < target:
+        for _ in trainer.run_steps(trainer.position[0]):
+            if trainer.position == target:
+                break
 
 
 def images_of(trainer: Trainer, epoch: int, step: int) -> tuple[int, ...]:

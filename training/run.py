@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.break_even import compile_line, compiled_graphs, step_seconds
+from training.break_even import Compilation, compiled_graphs, step_seconds
 from training.event_log import Log, event_log
 from training.folder import RunFolder, first_meta
-from training.loop import NonFinite, OnProgress, Progress, Trainer
+from training.loop import EpochMetrics, NonFinite, OnProgress, Progress, Trainer
 from training.memory import out_of_memory
 from training.precision import resolve_precision
 from training.processes import Job, by_first, processes, told
@@ -113,7 +113,8 @@ def train(
         # Here the frames of the step that failed are gone, and with them its tensors.
         raise out_of_memory(
             lambda size: asked.trainer(asked.start(path), batch_size=size, compile=False),
-            recipe.batch_size,
+            recipe,
+            runtime,
             world=accelerator.num_processes,
         )
 
@@ -179,7 +180,8 @@ class _Asked:
     def trainer(
         self, start: Start, *, batch_size: int | None = None, compile: bool = True
     ) -> Trainer:
-        """What trains it, compiled where it was asked for and not ruled out."""
+        """What trains it, compiled where it was asked for and not ruled out; one at a time."""
+        self.accelerator.free_memory()  # else it holds the network of the one before
         network = start.network
         if self.teacher is not None:
             require_same_images(self.teacher, start.preprocessing)
@@ -213,9 +215,7 @@ def _train(
         require_teacher(asked.recipe, asked.teacher, done.meta)
         if Job.current().restarts and done.meta.finished_at is not None:
             return done  # a process of the job ended badly after its run was complete
-    eager = None
-    if asked.runtime.compile:
-        eager = step_seconds(asked.trainer(asked.start(path), compile=False))
+    eager = _eager_step(asked, path) if asked.runtime.compile else None
     start = asked.start(path)
     trainer = asked.trainer(start)
     meta = first_meta(asked.model, trainer, start, teacher=asked.teacher_name)
@@ -229,7 +229,18 @@ def _train(
     except NonFinite as failure:
         raise keep_failure(folder, failure) from None
     finally:
-        folder.close()
+        folder.close(note)
+
+
+def _eager_step(asked: _Asked, path: Path | None) -> float | None:
+    """Time of a step without torch.compile; None where it cannot be measured."""
+    try:
+        return step_seconds(asked.trainer(asked.start(path), compile=False))
+    except (MemoryError, RuntimeError) as error:
+        # What others of several processes have begun to exchange would have no answer.
+        if asked.accelerator.num_processes > 1 or not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _run(
@@ -242,7 +253,14 @@ def _run(
     if remaining <= 0:  # stopped between the last epoch and the test images
         return folder.finish()
     predicted = told(trainer.accelerator, trainer.predicted_seconds(ceil(remaining)))
-    graphs = compiled_graphs()
+    graphs = compiled_graphs() if trainer.runtime.compile else 0
+
+    def compilation(last: EpochMetrics | None) -> Compilation:
+        recompiles = compiled_graphs() - graphs
+        return Compilation.of(trainer, last, recompiles=recompiles, eager=eager_step)
+
+    if trainer.runtime.compile:
+        folder.meta = replace(folder.meta, compilation=asdict(compilation(None)))
     spent = predicted / ceil(remaining)  # an epoch; the last one tells better than the probe
     report(
         Progress(
@@ -259,6 +277,8 @@ def _run(
         for epoch in range(first, epochs + 1):
             metrics = trainer.epoch(epoch, report, spent, at_boundary=saver.at_boundary)
             folder.keep(metrics)
+            if trainer.runtime.compile:
+                folder.meta = replace(folder.meta, compilation=asdict(compilation(metrics)))
             spent = metrics.train_seconds + metrics.evaluation_seconds
             with saver.saved_if_cut_short():
                 log(metrics)
@@ -276,14 +296,7 @@ def _run(
                 )
             saver.between_epochs()
         saver.save()
-    if eager_step is not None:
-        line = compile_line(
-            compile_seconds=trainer.compile_seconds,
-            recompiles=compiled_graphs() - graphs,
-            steps=steps,
-            seconds=folder.lines[-1].train_seconds,
-            eager_step=eager_step,
-        )
+    if trainer.runtime.compile and (line := compilation(folder.lines[-1]).line):
         note(line)
     return folder.finish()
 

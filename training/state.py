@@ -78,8 +78,11 @@ def read_state(file: Path) -> RunState:
         raise CheckpointError(f"{file} is damaged ({first_line(reason)}): train again") from None
 
 
-def newest_state(run: Path, note: Callable[[str], None]) -> RunState:
+def newest_state(run: Path, note: Callable[[str], None], *, mend: bool = False) -> RunState:
     """The last state of `run`, or the one before it where that is damaged, which `note` is told.
+
+    To `mend` deletes the damaged one, which the next save would else put in the place of the whole
+    one.
 
     Raises:
         CheckpointError: there is no state, or all are damaged.
@@ -96,6 +99,8 @@ def newest_state(run: Path, note: Callable[[str], None]) -> RunState:
         state = read_state(found[1])
         reason = str(error).rpartition(": ")[0]
         note(f"{reason}: continuing from the one before it, {PREVIOUS}")
+        if mend:
+            found[0].unlink()
         return state
 
 

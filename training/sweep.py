@@ -72,9 +72,9 @@ def run_sweep(
     """Do every job that is not done yet, and wait for those that others do.
 
     Killed at any moment, the next call goes on: a step that was done is not repeated, a training
-    under way is resumed. A job that fails is tried again after the others, MOST_ATTEMPTS times over
-    all calls; `retry_failed` begins to count anew. At `deadline`, by `time.monotonic`, the job
-    under way is stopped where it can be resumed, and none is begun.
+    under way is resumed, a pre-training begins anew. A job that fails is tried again after the
+    others, a step MOST_ATTEMPTS times over all calls; `retry_failed` begins to count anew. At
+    `deadline`, by `time.monotonic`, the job under way is stopped, and none is begun.
 
     Raises:
         MachineError: the record of a job is damaged.
@@ -115,16 +115,18 @@ def _attempt(
     one: Planned, out: Path, deadline: float | None, number: str, note: Note
 ) -> str | None:
     """Try a job once; None where somebody else is at it or the time was over."""
-    settled = _settled(one, out)
-    if settled is not None:
-        return settled
-    path = claim_path(out, one.job.id)
-    mine = claim(path)
+    place = record_path(out, one.job.id)
+    record = read_record(place)
+    if record is not None and record.state == _settled(record, one):
+        return record.state
+    mine = claim(claim_path(out, one.job.id))
     if mine is None:
         return None
     try:
-        settled = _settled(one, out)  # whoever had it may have done it meanwhile
-        if settled is not None:
+        record = read_record(place)  # whoever had it may have done it meanwhile
+        if record is not None and (settled := _settled(record, one)) is not None:
+            # An earlier call may have asked for other steps, which stand in the state.
+            write_record(out, replace(record, state=settled))
             return settled
         note(f"{number}: {one.job}")
         with suppress(_Stopped):
@@ -139,24 +141,24 @@ def claim_path(out: Path, job_id: str) -> Path:
     return out / "claims" / f"{job_id}.json"
 
 
-def _settled(one: Planned, out: Path) -> str | None:
-    record = read_record(record_path(out, one.job.id))
-    if record is None:
-        return None
+def _settled(record: JobRecord, one: Planned) -> str | None:
+    """DONE or FAILED where nothing is left to try."""
     if record.is_complete(one.steps):
         return DONE
     return FAILED if len(record.failures) >= MOST_ATTEMPTS else None
 
 
 def _forget_failures(out: Path, one: Planned) -> None:
-    if _settled(one, out) != FAILED:
+    place = record_path(out, one.job.id)
+    record = read_record(place)
+    if record is None or _settled(record, one) != FAILED:
         return
     mine = claim(claim_path(out, one.job.id))
     if mine is None:  # somebody forgot them a moment ago
         return
     try:
-        record = read_record(record_path(out, one.job.id))
-        if record is not None and _settled(one, out) == FAILED:
+        record = read_record(place)
+        if record is not None and _settled(record, one) == FAILED:
             write_record(out, replace(record, state=OPEN, failures=()))
     finally:
         mine.release()
@@ -174,7 +176,7 @@ def _steps(one: Planned, out: Path, mine: Claim, deadline: float | None, note: N
         was_begun = record.begun == step.name
         seconds = None
         if not step.is_done():
-            record = replace(record, begun=step.name)
+            record = replace(record, state=OPEN, begun=step.name)
             write_record(out, record)
             start = time.monotonic()
             code = _run(step, out, job.id, mine, deadline)

@@ -59,14 +59,15 @@ def build_parser() -> command.Parser:
         "--max-macs",
         type=command.positive_number,
         metavar="N",
-        help="bound each training to about N multiply-accumulates, such as 6e11, and at least 20 "
-        "steps; its record says so",
+        help="bound each training, and each pre-training, to about N multiply-accumulates, such as "
+        "6e11, but to no fewer than 20 steps; its record says so",
     )
     parser.add_argument(
         "--max-hours",
         type=command.positive_number,
         metavar="H",
-        help="stop after H hours; a training under way is saved and goes on the next time",
+        help="stop after H hours; a training under way is saved and goes on the next time, a "
+        "pre-training begins anew",
     )
     parser.add_argument(
         "--shard",
@@ -76,7 +77,9 @@ def build_parser() -> command.Parser:
         help="take every Nth job, from the Ith on; others may take the rest at the same time",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the jobs, their state and predicted times"
+        "--dry-run",
+        action="store_true",
+        help="show the jobs, their state and the times that those done in DIR foretell",
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="try jobs again that failed three times"

@@ -1,7 +1,8 @@
 """How long a job will take, by those that are done on machines with the same environment key.
 
 Seconds of a step are a start and a rate for each multiply-accumulate of its work, fitted by least
-squares to the steps of that name; where the same network was measured, the rate is its own.
+squares to the steps of that name with the same options; where the same network was measured, the
+rate is its own.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ class Sample:
     step: str
     macs: int
     seconds: float
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Prediction:
 def samples_of(records: Iterable[JobRecord], environment_key: str) -> list[Sample]:
     """What the records of one environment say."""
     return [
-        Sample(record.job.model, step.name, step.macs, step.seconds)
+        Sample(record.job.model, step.name, step.macs, step.seconds, step.options)
         for record in records
         if record.environment_key == environment_key
         for step in record.steps
@@ -46,7 +48,7 @@ def predict(model: str, steps: Sequence[Step], samples: Sequence[Sample]) -> Pre
     """How long `steps` of a network take; None where a step was never measured here."""
     seconds, used, is_of_model = 0.0, 0, True
     for step in steps:
-        alike = [one for one in samples if one.step == step.name]
+        alike = [one for one in samples if (one.step, one.options) == (step.name, step.options)]
         if not alike or step.macs is None:
             return None
         start, rate = _fitted(alike)

@@ -10,6 +10,7 @@ from math import ceil, sqrt
 from typing import Any
 
 from training.ablations import STUDIES, Ablation, Arm, ablations_of
+from training.pretraining import Pretraining, pretraining_for
 from training.recipe import Recipe, with_epochs, with_settings
 from training.recipes import recipe_for
 from zoo.errors import ZooError
@@ -21,7 +22,7 @@ USUAL_STEPS = 150  # of a bounded training, where its batch can be chosen
 LEAST_BATCH, MOST_BATCH = 8, 128  # images of a step of a bounded training
 MOST_EPOCHS = 10  # of a bounded training: the rate falls as the recipe says, in fewer of them
 IMAGES = {"cifar100": (50_000, 10_000), "cifar10": (50_000, 10_000), "cifar100-mini": (4000, 1000)}
-PRETRAINING_BATCH = 128  # images of a step of a bounded pre-training, which takes one epoch
+HELD_OUT = 10  # one of so many images is not pre-trained on, as zoo.data.validation_split has it
 VIEWS = 2  # of each image, in pre-training
 
 
@@ -74,7 +75,7 @@ class Work:
     epoch_steps: int | None
     steps: int | None
     training_macs: int | None  # of all steps, PASSES for each image
-    pretraining_macs: int = 0
+    pretraining_macs: int = 0  # of all steps, PASSES for each of VIEWS
     test_macs: int | None = None  # of one pass over the test images
 
 
@@ -221,7 +222,8 @@ def work_of(job: Job) -> Work:
     """What the training of a job takes.
 
     With `max_macs` it is bounded: small batches, the rate with the root of their size, as the noise
-    of gradients asks for, and at least LEAST_STEPS steps whatever they cost.
+    of gradients asks for, and at least LEAST_STEPS steps whatever they cost. A pre-training has a
+    bound of its own, as large, and is one epoch then.
 
     Source:
         Krizhevsky 2014, arXiv:1404.5997, section 5, for the rate.
@@ -232,8 +234,9 @@ def work_of(job: Job) -> Work:
     recipe = recipe_of(job)
     macs = macs_of(job.model, job.image_size or STORED_SIZE)
     train_images, test_images = IMAGES.get(job.dataset, (None, None))
-    bounded = _bounded(recipe, macs, job.max_macs, train_images)
+    bounded = _bounded(recipe, macs, job.max_macs, train_images, most_epochs=MOST_EPOCHS)
     taken = bounded or recipe
+    pretraining = pretraining_of(job)
     steps = None
     if train_images is not None:
         epoch = train_images // taken.batch_size
@@ -241,7 +244,7 @@ def work_of(job: Job) -> Work:
     elif bounded is not None and taken.epoch_steps is not None:
         steps = taken.epochs * taken.epoch_steps
     return Work(
-        is_bounded=bounded is not None,
+        is_bounded=bounded is not None or (pretraining or recipe).epoch_steps is not None,
         max_macs=job.max_macs,
         macs=macs,
         batch_size=taken.batch_size,
@@ -251,13 +254,18 @@ def work_of(job: Job) -> Work:
         epoch_steps=taken.epoch_steps,
         steps=steps,
         training_macs=None if steps is None else PASSES * macs * taken.batch_size * steps,
-        pretraining_macs=_pretraining_macs(job, macs, train_images),
+        pretraining_macs=_pretraining_macs(job),
         test_macs=None if test_images is None else macs * test_images,
     )
 
 
 def _bounded(
-    recipe: Recipe, macs: int, max_macs: float | None, train_images: int | None
+    recipe: Recipe,
+    macs: int,
+    max_macs: float | None,
+    train_images: int | None,
+    *,
+    most_epochs: int,
 ) -> Recipe | None:
     """The recipe within `max_macs`; None where it is already."""
     if max_macs is None:
@@ -268,7 +276,7 @@ def _bounded(
     batch = max(LEAST_BATCH, min(affordable / USUAL_STEPS, MOST_BATCH))
     batch = int(min(batch, recipe.batch_size)) // 2 * 2  # images are mixed in pairs
     steps = max(LEAST_STEPS, int(affordable / batch))
-    epochs = min(recipe.epochs, MOST_EPOCHS)
+    epochs = min(recipe.epochs, most_epochs)
     return replace(
         with_epochs(recipe, epochs),
         batch_size=batch,
@@ -277,17 +285,46 @@ def _bounded(
     )
 
 
-def _pretraining_macs(job: Job, macs: int, train_images: int | None) -> int:
-    if job.pretraining is None:
-        return 0
-    from training.pretraining import pretraining_for
+def pretraining_of(job: Job) -> Pretraining | None:
+    """What comes before the training of a job, within its bound; None where nothing does.
 
-    epochs = pretraining_for(job.pretraining).epochs
-    if train_images is None:
+    Raises:
+        ZooError: there is no such method or network.
+    """
+    if job.pretraining is None:
+        return None
+    settings = pretraining_for(job.pretraining)
+    macs = VIEWS * macs_of(job.model, STORED_SIZE)
+    images = _pretraining_images(job)
+    # One epoch, since after each all images are looked at for their nearest neighbours.
+    bounded = _bounded(settings.optimisation, macs, job.max_macs, images, most_epochs=1)
+    if bounded is None:
+        return settings
+    return replace(
+        settings,
+        epochs=bounded.epochs,
+        warmup_epochs=bounded.warmup_epochs,
+        batch_size=bounded.batch_size,
+        epoch_steps=bounded.epoch_steps,
+        peak_lr=bounded.peak_lr,
+    )
+
+
+def _pretraining_images(job: Job) -> int | None:
+    images, _ = IMAGES.get(job.dataset, (None, None))
+    return None if images is None else images - images // HELD_OUT
+
+
+def _pretraining_macs(job: Job) -> int:
+    settings, images = pretraining_of(job), _pretraining_images(job)
+    if settings is None:
         return 0
-    if job.max_macs is not None:
-        epochs = 1
-    return PASSES * VIEWS * macs * train_images * epochs
+    steps = settings.epoch_steps
+    if images is not None:
+        epoch = images // settings.batch_size
+        steps = min(epoch, steps or epoch)
+    macs = macs_of(job.model, STORED_SIZE)
+    return PASSES * VIEWS * macs * settings.batch_size * (steps or 0) * settings.epochs
 
 
 @cache

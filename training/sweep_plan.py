@@ -71,7 +71,7 @@ def table(planned: Sequence[Planned], out: Path, environment_key: str) -> str:
 
 
 def _row(one: Planned, otherwise: str, found: Prediction | None, state: str) -> Sequence[str]:
-    work = one.work
+    work, macs = one.work, one.work.training_macs
     seconds = otherwise
     if found is not None:
         seconds = f"{found.seconds:,.0f}" + ("" if found.is_of_model else " (other models)")
@@ -80,7 +80,7 @@ def _row(one: Planned, otherwise: str, found: Prediction | None, state: str) -> 
         "bounded" if work.is_bounded else "whole",
         f"{work.batch_size}",
         "" if work.steps is None else f"{work.steps:,}",
-        "" if work.training_macs is None else f"{work.training_macs / 1e9:,.0f}",
+        "" if macs is None else f"{(macs + work.pretraining_macs) / 1e9:,.0f}",
         seconds,
         state,
         str(one.job),

@@ -69,9 +69,10 @@ class JobRecord:
         return all(self.has(step) for step in steps)
 
     def with_step(self, done: StepDone) -> "JobRecord":
-        """The same with one step more; it takes the place of an older one of its name."""
+        """The same with one step more; an older one of its name goes, and its failures."""
         kept = [one for one in self.steps if one.name != done.name]
-        return replace(self, steps=(*kept, done), begun=None)
+        failures = tuple(one for one in self.failures if one.step != done.name)
+        return replace(self, steps=(*kept, done), failures=failures, begun=None)
 
 
 def record_path(out: Path, job_id: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.sweep_jobs import PRETRAINING_BATCH, Job, Work
+from training.sweep_jobs import Job, Work, pretraining_of
 from zoo.errors import MachineError, ZooError
 from zoo.files import read_json
 
@@ -83,13 +83,18 @@ def _step(
 
 
 def _pretrain(job: Job, work: Work, folder: Path, means: Means) -> Step:
-    assert job.pretraining is not None
+    settings = pretraining_of(job)
+    assert settings is not None
     place = folder / "pretraining"
-    size = [] if job.max_macs is None else ["--epochs", "1", "--batch-size", str(PRETRAINING_BATCH)]
+    bounds = []
+    if settings.epoch_steps is not None:
+        bounds = ["--epochs", str(settings.epochs), "--batch-size", str(settings.batch_size)]
+        bounds += ["--set", f"epoch_steps={settings.epoch_steps}"]
+        bounds += ["--set", f"peak_lr={settings.peak_lr}"]
     arguments = [
-        *(job.model, "--method", job.pretraining, "--seed", str(job.seed)),
+        *(job.model, "--method", settings.name, "--seed", str(job.seed)),
         *("--dataset", job.dataset, "--runs", str(place)),
-        *size,
+        *bounds,
         *_machine(means, compile=False),
     ]
     return _step(

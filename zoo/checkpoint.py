@@ -89,6 +89,8 @@ class RunMeta:
     )
     pretraining: str | None = None  # the method; then the weights are those before the classifier
     job: str | None = None  # of the launcher that started several processes
+    runtime: Mapping[str, Any] | None = None  # what of it shapes the weights; None in older runs
+    compilation: Mapping[str, Any] | None = None  # what torch.compile took and gave; None: eager
     schema: int = SCHEMA
 
     @property

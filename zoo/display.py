@@ -1,10 +1,29 @@
 """Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
+from importlib.util import find_spec
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskID, TextColumn
+if TYPE_CHECKING or find_spec("rich") is not None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        ProgressColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+else:
+    from zoo.plain_display import Column as BarColumn
+    from zoo.plain_display import Column as DownloadColumn
+    from zoo.plain_display import Column as ProgressColumn
+    from zoo.plain_display import Column as TextColumn
+    from zoo.plain_display import Column as TimeElapsedColumn
+    from zoo.plain_display import Console, Progress, TaskID
+
+__all__ = ["LiveDisplay", "TextColumn", "TimeElapsedColumn", "TransferDisplay"]
 
 BAR_WIDTH = 24
 

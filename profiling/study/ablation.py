@@ -1,16 +1,18 @@
 """An ablation, or any other list: each arm with its difference to the baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 from profiling.study.columns import ACCURACY, SIZES, TOP1, TRAINED, Deployment, measured_values
+from profiling.study.contradictions import state_of
 from profiling.study.data import Arm, Comparison, Trial
 from profiling.study.derived import Difference, difference, top1_by_seed
 from profiling.study.notes import notes_of
-from profiling.study.table import COMPUTED, POINTS, REPORTED, SHARE, Column, Table
+from profiling.study.published import Row, read_published
+from profiling.study.table import COMPUTED, POINTS, REPORTED, SHARE, Column, Stated, Table
 from zoo.environment import Environment
-from zoo.reported import read_table
 
+FIGURES = {"top1": "top-1", "top5": "top-5"}  # that ablations.csv has
 DIFFERENCE = Column(
     key="top1_difference",
     heading="difference to baseline,",
@@ -25,8 +27,9 @@ DIFFERENCE_NOTE = (
     "seeds on each side there is none."
 )
 REPORTED_NOTE = (
-    "Reported: published by the authors of the studies, never measured here. Each source has a "
-    "column of its own, since one baseline has several values."
+    "Reported: published by the authors of the studies, never measured here; doubtful where "
+    "another figure contradicts it. Each source has columns of its own, since one baseline has "
+    "several values."
 )
 
 
@@ -42,13 +45,15 @@ def ablation(
     """Arms in the order of their plan; times are of `environment` alone."""
     deployment = Deployment.of(comparison, environment, price_per_hour)
     reported = _reported(comparison)
-    sources = list(dict.fromkeys(source for found in reported.values() for source in found))
+    sources = list(dict.fromkeys(row.source for found in reported.values() for row in found))
+    stated = {label: _stated(found, sources) for label, found in reported.items()}
+    keys = {key for found in stated.values() for key in found}
     has_baseline = comparison.baseline is not None
     columns = (
         Column(key="arm", heading="arm"),
         Column(key="model", heading="model", part=ACCURACY),
         Column(key="changes", heading="changes", part=ACCURACY),
-        *(_reported_column(number, source) for number, source in enumerate(sources, start=1)),
+        *(column for column in _reported_columns(sources) if column.key in keys),
         TOP1,
         *([DIFFERENCE] if has_baseline else []),
         *TRAINED[1:],
@@ -66,10 +71,7 @@ def ablation(
             columns=columns,
             rows=tuple(
                 _names(arm, comparison)
-                | {
-                    f"reported_top1_{sources.index(source) + 1}": share
-                    for source, share in reported[arm.label].items()
-                }
+                | stated[arm.label]
                 | measured_values(arm)
                 | {"top1_difference": _difference(arm, comparison)}
                 | deployment.values(arm.label)
@@ -118,32 +120,48 @@ def _changes(trial: Trial) -> str:
     return ", ".join(parts)
 
 
-def _reported_column(number: int, source: str) -> Column:
-    return Column(
-        key=f"reported_top1_{number}",
-        heading=f"reported top-1, {source},",
-        kind=SHARE,
-        source=REPORTED,
-        part=ACCURACY,
-    )
+def _reported_columns(sources: Sequence[str]) -> list[Column]:
+    return [
+        Column(
+            key=f"reported_{key}_{number}",
+            heading=f"reported {heading}, {source},",
+            kind=SHARE,
+            source=REPORTED,
+            holds=Stated,
+            part=ACCURACY,
+        )
+        for number, source in enumerate(sources, start=1)
+        for key, heading in FIGURES.items()
+    ]
 
 
-def _reported(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """From a label to a source to the accuracy that the studies state for this arm."""
-    rows = [row for row in read_table("ablations.csv") if row["study"] == comparison.name]
+def _stated(rows: Sequence[Row], sources: Sequence[str]) -> dict[str, Stated]:
+    """The figures of an arm, each with its state, by the keys of their columns."""
+    found = {}
+    for row in rows:
+        for key in FIGURES:
+            text = row[f"{key}_percent"]
+            if text:
+                share = float(Decimal(text) / 100)
+                number = sources.index(row.source) + 1
+                found[f"reported_{key}_{number}"] = Stated(share, state_of(row, f"{key}_percent"))
+    return found
+
+
+def _reported(comparison: Comparison) -> dict[str, list[Row]]:
+    """From a label to what the studies state for this arm."""
+    rows = [row for row in read_published().ablations if row["study"] == comparison.name]
     labels = {arm.label for arm in comparison.arms}
     return {arm.label: _of_arm(arm, rows, labels, comparison.baseline) for arm in comparison.arms}
 
 
-def _of_arm(
-    arm: Arm, rows: Sequence[Mapping[str, str]], labels: set[str], baseline: str | None
-) -> dict[str, float]:
-    found = {}
+def _of_arm(arm: Arm, rows: Sequence[Row], labels: set[str], baseline: str | None) -> list[Row]:
+    found = []
     for row in rows:
         # The studies call some baselines otherwise.
         is_named = row["variant"] == arm.label or (
             arm.label == baseline and row["variant"] not in labels
         )
-        if is_named and row["registry_name"] == arm.trials[0].model:
-            found[row["source"]] = float(Decimal(row["top1_percent"]) / 100)
+        if is_named and row.name == arm.trials[0].model:
+            found.append(row)
     return found

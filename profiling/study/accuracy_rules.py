@@ -193,11 +193,13 @@ ACCURACY_RULES = (
         "a log may differ from one another; what is stated elsewhere must lie among them. A figure "
         "counts for the network that earned it, by its log.",
         several_accuracies,
+        doubts=(TOP1,),
     ),
     Rule(
         "One baseline, several values",
         "What an arm gains depends on which value it is held against.",
         several_baselines,
+        doubts=(TOP1,),
     ),
     Rule(
         "A best epoch below the last",

@@ -19,7 +19,7 @@ from profiling.study.derived import (
     Mean,
     compute_efficiency,
     mean_of,
-    mean_value,
+    mean_of_all,
     parameter_efficiency,
 )
 from profiling.study.table import (
@@ -35,6 +35,7 @@ from profiling.study.table import (
     SHARE,
     TEXT,
     Column,
+    Median,
 )
 from zoo.environment import Environment
 
@@ -46,9 +47,14 @@ TOP5 = Column(key="top5", heading="top-5", kind=SHARE, holds=Mean, part=ACCURACY
 LENGTH = Column(key="length", heading="length", part=ACCURACY)
 EPOCHS = Column(key="epochs", heading="epochs", kind=COUNT, part=ACCURACY)
 STEPS = Column(key="steps", heading="steps", kind=COUNT, part=ACCURACY)
+BATCH = Column(key="batch_size", heading="images a step", kind=COUNT, part=ACCURACY)
+WORK = Column(
+    key="training_gmacs", heading="training GMACs", kind=NUMBER, source=COMPUTED, part=ACCURACY
+)
 TIME = Column(key="train_s", heading="training", kind=SECONDS, holds=Mean, part=ACCURACY)
 DEVICE = Column(key="train_device", heading="trained on", kind=TEXT, part=ACCURACY)
-TRAINED = (TOP1, TOP5, LENGTH, EPOCHS, STEPS, TIME, DEVICE)
+EFFORT = (LENGTH, EPOCHS, STEPS, BATCH, WORK)  # of a training, pre-training in its work
+TRAINED = (TOP1, TOP5, *EFFORT, TIME, DEVICE)
 
 PARAMS = Column(key="params", heading="parameters", kind=MILLIONS, part=SIZE)
 MACS = Column(key="macs", heading="MACs", kind=MILLIONS, part=SIZE)
@@ -173,6 +179,10 @@ def measured_values(arm: Arm) -> dict[str, Any]:
         "length": _length(trained),
         "epochs": _shared(trial.epochs for trial in trained),
         "steps": _shared(trial.steps for trial in trained),
+        "batch_size": _shared(trial.batch_size for trial in trained),
+        "training_gmacs": _shared(
+            None if trial.training_macs is None else trial.training_macs / 1e9 for trial in trained
+        ),
         "train_s": None if device is None else mean_of(trial.train_seconds for trial in trained),
         "train_device": device
         or "; ".join(sorted({*filter(None, map(device_of, trained))}))
@@ -206,9 +216,11 @@ def _length(trained: Sequence[Trial]) -> str | None:
 
 
 def mean_over(rows: Iterable[dict[str, Any]], key: str) -> float | None:
-    """The mean of a column, of its means where it holds such."""
+    """The mean of a column, of its means or medians where it holds such; None if a row has none."""
     values = [row.get(key) for row in rows]
-    return mean_value(value.value if isinstance(value, Mean) else value for value in values)
+    return mean_of_all(
+        value.value if isinstance(value, Mean | Median) else value for value in values
+    )
 
 
 def _shared(values: Iterable[Any]) -> Any:
@@ -232,7 +244,13 @@ def _speed_columns(key: str, batch: int, part: str) -> list[Column]:
 
 def _time_columns(key: str, prefix: str, part: str) -> list[Column]:
     return [
-        Column(key=f"{key}_p50_ms", heading=f"{prefix}p50", kind=MILLISECONDS, part=part),
+        Column(
+            key=f"{key}_p50_ms",
+            heading=f"{prefix}p50",
+            kind=MILLISECONDS,
+            holds=Median,
+            part=part,
+        ),
         Column(
             key=f"{key}_images_per_s",
             heading=prefix.strip(),
@@ -253,7 +271,8 @@ def _file_columns(key: str, part: str) -> list[Column]:
 
 
 def _time_values(key: str, one: Speed) -> dict[str, Any]:
-    return {f"{key}_p50_ms": one.p50_ms, f"{key}_images_per_s": one.images_per_s}
+    p50 = Median(one.p50_ms, one.ci_half_width)
+    return {f"{key}_p50_ms": p50, f"{key}_images_per_s": one.images_per_s}
 
 
 def _file_values(key: str, one: Speed) -> dict[str, Any]:

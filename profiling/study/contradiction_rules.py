@@ -8,6 +8,7 @@ from profiling.study.published import Cell, Interval, Published, Row
 Found = tuple[str, Sequence[Cell]]  # a sentence, and the cells that it is about
 
 TOP1, TOP5, BEST = "top1_percent", "top5_percent", "best_percent"
+VALUE = "value"  # of other_values.csv
 PARAMS, MACS, HOURS = "params_m", "macs_m", "train_hours_8xv100_300ep"
 
 
@@ -18,6 +19,7 @@ class Rule:
     name: str
     means: str  # why not, in a sentence or two
     find: Callable[[Published], Iterator[Found]]
+    doubts: tuple[str, ...] = ()  # columns whose figures a finding makes doubtful on their own
 
 
 def differ(intervals: Sequence[Interval]) -> bool:

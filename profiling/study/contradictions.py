@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 
 from profiling.study.accuracy_rules import ACCURACY_RULES
 from profiling.study.cost_rules import COST_RULES
-from profiling.study.published import Cell, Published, read_published
+from profiling.study.published import Cell, Published, Row, read_published
 from profiling.tables import markdown_table
+from zoo.reported import DOUBTFUL, REPORTED
 
 INTRO = """\
 # Contradictions in the published figures
@@ -86,6 +87,24 @@ def to_json(found: Sequence[Finding]) -> str:
         for rule in RULES
     ]
     return json.dumps({"about": "figures published by others", "rules": rules}, indent=1) + "\n"
+
+
+@functools.cache
+def doubtful_cells() -> frozenset[tuple[str, int | None, str]]:
+    """File, line and column of each published figure that a rule says is doubtful on its own."""
+    doubts = {rule.name: rule.doubts for rule in RULES}
+    return frozenset(
+        (cell.table, cell.line, cell.column)
+        for finding in _findings()
+        for cell in finding.cells
+        if cell.column in doubts[finding.rule]
+    )
+
+
+def state_of(row: Row, column: str) -> str:
+    """What is known of one figure of a published table."""
+    is_doubtful = (row.table, row.line, column) in doubtful_cells()
+    return DOUBTFUL if is_doubtful else REPORTED
 
 
 @functools.cache

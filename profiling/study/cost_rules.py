@@ -11,6 +11,7 @@ from profiling.study.contradiction_rules import (
     MACS,
     PARAMS,
     TOP1,
+    VALUE,
     Found,
     Rule,
     differ,
@@ -158,17 +159,20 @@ COST_RULES = (
         "Beyond what rounding of the printed digits allows. The network is the zoo's variant of "
         "that name, built from its description.",
         parameters_not_its_own,
+        doubts=(PARAMS,),
     ),
     Rule(
         "Multiply-accumulates that the network does not have",
         f"Programs that count leave out different operations; a difference of up to {COUNTING:.0%} "
         "is let pass.",
         macs_not_its_own,
+        doubts=(MACS,),
     ),
     Rule(
         "One network, several costs",
         "Names that build the same weights and the same logits to the bit are one network.",
         several_costs,
+        doubts=(PARAMS, MACS),
     ),
     Rule(
         "An efficiency that does not divide",
@@ -180,5 +184,6 @@ COST_RULES = (
         "A mean that is not its members'",
         "The mean of a group whose members all stand in table 1, with what rounding allows.",
         group_means,
+        doubts=(VALUE,),
     ),
 )

@@ -34,8 +34,9 @@ class Trial:
     epochs: int  # that were trained, or would be
     steps: int | None = None  # None: the number of images is not known
     batch_size: int
-    training_macs: int | None = None  # of all steps, forward and backward
+    training_macs: int | None = None  # of all steps, forward and backward, pre-training's too
     is_bounded: bool  # stopped by an amount of work, long before the recipe's end
+    max_macs: float | None = None  # that amount, for pre-training and training each
     is_done: bool
     failure: str | None = None  # why it has no figures, where it has been given up
     pretrained: bool = False
@@ -46,7 +47,7 @@ class Trial:
     top1: float | None = None  # over all test images, by zoo-eval; else by the training itself
     top5: float | None = None
     test_images: int | None = None
-    train_seconds: float | None = None
+    train_seconds: float | None = None  # with those of a pre-training
     processes: int | None = None  # that trained it together
     environment: Environment | None = None  # in which it trained
     measurements: tuple[Measurement, ...] = ()

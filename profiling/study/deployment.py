@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from profiling.price import Price
 from profiling.record import Measurement
 from profiling.study.data import Trial
-from profiling.study.derived import mean_value
+from profiling.study.derived import Mean, mean_of, mean_value
 from profiling.tables import Row, efficiency_tables
 from zoo.environment import Environment
 
@@ -20,6 +20,7 @@ class Speed:
 
     runtime: str
     p50_ms: float
+    ci_half_width: float | None  # share of the median: the widest of the files'
     images_per_s: float  # at that time
     top1: float | None  # of the very files that were timed
     peak_memory_mib: float | None
@@ -62,19 +63,31 @@ def speed(rows: Rows, runtime: str, batch: int) -> Speed | None:
     """One runtime at one batch; None where nothing was measured."""
     timed = [row for row in rows.get(runtime, ()) if batch in row.by_batch]
     records = [row.by_batch[batch] for row in timed]
-    p50_ms = mean_value(record.p50_ms for record in records)
+    known = [record.ci_half_width for record in records if record.ci_half_width is not None]
+    p50_ms = mean_p50_ms(timed, batch)
     if p50_ms is None:
         return None
     size = mean_value(record.file_bytes for record in records)
     return Speed(
         runtime=runtime,
         p50_ms=p50_ms,
+        ci_half_width=max(known) if len(known) == len(records) else None,
         images_per_s=1e3 * batch / p50_ms,
-        top1=mean_value(row.top1 for row in timed),
+        top1=None if (top1 := mean_top1(timed, batch)) is None else top1.value,
         peak_memory_mib=mean_value(record.peak_memory_mib for record in records),
         file_bytes=None if size is None else round(size),
         files=len(records),
     )
+
+
+def mean_p50_ms(rows: Iterable[Row], batch: int) -> float | None:
+    """Of the median times of those files that were timed at this batch."""
+    return mean_value(row.by_batch[batch].p50_ms for row in rows if batch in row.by_batch)
+
+
+def mean_top1(rows: Iterable[Row], batch: int) -> Mean | None:
+    """Of the accuracies of the very files that were timed at this batch."""
+    return mean_of(row.top1 for row in rows if batch in row.by_batch)
 
 
 def fastest(rows: Rows, batch: int) -> Speed | None:

@@ -9,6 +9,7 @@ from profiling.compare_stats import CONFIDENCE, student_quantile
 from profiling.study.data import Arm, Trial
 
 LEAST = 2  # values without which nothing is known of how they differ
+LEAST_STEPS = 20  # of a bounded training, as zoo-sweep has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ def mean_value(values: Iterable[float | None]) -> float | None:
     """The mean of what is known, where its spread says nothing."""
     mean = mean_of(values)
     return None if mean is None else mean.value
+
+
+def mean_of_all(values: Iterable[float | None]) -> float | None:
+    """The mean of a group's members; None where one is not known, or there is none."""
+    listed = list(values)
+    return None if None in listed else mean_value(listed)
 
 
 def parameter_efficiency(top1: float | None, params: float | None) -> float | None:
@@ -116,13 +123,15 @@ def bounds(trials: Iterable[Trial]) -> str | None:
     bounded = [trial for trial in listed if trial.is_bounded]
     if not bounded:
         return None
-    work = [trial.training_macs for trial in bounded if trial.training_macs is not None]
-    steps = [trial.steps for trial in bounded if trial.steps is not None]
-    limits = [
-        *([f"at most {max(work) / 1e9:,.0f} GMACs"] if work else []),
-        *([f"at most {max(steps):,} steps"] if steps else []),
-    ]
-    amount = f": {' and '.join(limits)} of training each" if limits else ""
+    limits = sorted({trial.max_macs for trial in bounded if trial.max_macs is not None})
+    amount = ""
+    if limits:
+        first = any(trial.pretraining for trial in bounded)
+        amount = (
+            f", each training{' and each pre-training' if first else ''} to "
+            f"{' or '.join(f'{limit / 1e9:,.0f}' for limit in limits)} GMACs or {LEAST_STEPS} "
+            "steps, whichever is more"
+        )
     rest = len(listed) - len(bounded)
     whole = f"; {rest} of {len(listed)} trainings are whole" if rest else ""
     return f"bounded runs{amount}, not the recipe's full length{whole}"

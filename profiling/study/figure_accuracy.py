@@ -20,14 +20,13 @@ from profiling.study.figure_sheet import (
     shortened,
     widest,
 )
+from profiling.study.second_study import reported_of
 from zoo.reported import (
     DOUBTFUL,
     OTHER_NETWORK,
     REPORTED,
     SIMULATED,
     STATES,
-    Reported,
-    accuracies,
     headline,
 )
 
@@ -96,22 +95,13 @@ def accuracy_data(comparisons: Sequence[Comparison]) -> list[BarPanel]:
 
 
 def _bar(comparison: Comparison, arm: Arm) -> Bar:
-    model = arm.trials[0].model if arm.trials else arm.label
-    marks = [
-        Mark(top1=row.shown_top1, state=row.top1_state, source=row.source)
-        for row in _reported(comparison.name, model)
-        if row.shown_top1 is not None
-    ]
-    return Bar(label=arm.label, top1=top1_of(arm), reported=tuple(marks))
-
-
-def _reported(name: str, model: str) -> Sequence[Reported]:
-    """What the study in question says of a network; elsewhere its one best known figure."""
-    if name == "second-study":
-        own = [row for row in accuracies(model) if row.source.startswith("second report, ")]
-        return [row for row in own if row.arm is None]
-    first = headline(model)
-    return () if first is None else (first,)
+    # What the study in question says of a network; elsewhere its one best known figure.
+    is_second = comparison.name == "second-study"
+    row = reported_of(arm) if is_second else headline(arm.trials[0].model)
+    marks: tuple[Mark, ...] = ()
+    if row is not None and row.shown_top1 is not None:
+        marks = (Mark(top1=row.shown_top1, state=row.top1_state, source=row.source),)
+    return Bar(label=arm.label, top1=top1_of(arm), reported=marks)
 
 
 def is_like_reported(comparison: Comparison) -> bool:

@@ -22,6 +22,7 @@ LAST = 5  # the enlarged end is so manieth a part of the training
 LEAST_EPOCHS = 15  # shorter trainings have no end worth enlarging
 MOST_DRAWN = 75  # epochs of a whole training; its end has all of them
 PANEL, AXIS = 1.5, 0.4  # inches
+LEFT = 0.54  # inches of ticks and words at the left of axes
 HELD_OUT, TRAINING = "validation top-1, %", "training top-1, %"
 
 
@@ -138,17 +139,17 @@ def _draw(sheet: Sheet, panel: CurvePanel, top: float) -> None:
     )
     for side, (name, values, sds) in enumerate(sides):
         lines = [_Line(*line) for line in zip(panel.curves, values, sds, strict=True)]
-        left = 0.42 + side * (WIDTH / 2)
-        width = 1.65 if panel.end is not None else 2.9
+        left = LEFT + side * (WIDTH / 2)
+        width = 1.65 if panel.end is not None else 2.78
         axes = sheet.axes(left, top, width, PANEL)
         _whole(axes, lines, styles)
         axes.set_ylabel(name, fontsize=SMALL)
         if panel.end is not None:
             axes.axvspan(panel.end, axes.get_xlim()[1], color=GRID, linewidth=0, zorder=0)
-            end = sheet.axes(left + width + 0.38, top, 0.9, PANEL)
+            end = sheet.axes(left + width + 0.38, top, 0.78, PANEL)
             _end(end, lines, styles, panel.end)
     keys = [line_key(curve.label, styles[curve.label]) for curve in panel.curves]
-    sheet.legend(keys, 0.42, top + PANEL + AXIS - 0.04, WIDTH - 0.6)
+    sheet.legend(keys, LEFT, top + PANEL + AXIS - 0.04, WIDTH - 0.6)
 
 
 class _Line(NamedTuple):

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from profiling.record import Measurement
 from profiling.study.data import Arm, Comparison, Trial
-from profiling.study.deployment import environments, rows_of, two_batches
-from profiling.study.derived import Mean, bounds, mean_of, mean_value
+from profiling.study.deployment import (
+    environments,
+    mean_p50_ms,
+    mean_top1,
+    rows_of,
+    two_batches,
+)
+from profiling.study.derived import Mean, bounds, mean_of
 from profiling.tables import Row, place
 from zoo.environment import Environment
 
@@ -104,11 +110,11 @@ class Timed:
 
     def p50_ms(self, batch: int) -> float | None:
         """Mean over the seeds of their median times."""
-        return mean_value(record.p50_ms for record in self.records(batch))
+        return mean_p50_ms(self.rows, batch)
 
     def top1(self, batch: int) -> Mean | None:
         """Accuracy of the very files that were timed at this batch, over the seeds."""
-        return mean_of(row.top1 for row in self.rows if batch in row.by_batch)
+        return mean_top1(self.rows, batch)
 
 
 def timed(arms: Sequence[Arm]) -> list[tuple[Environment, list[Timed]]]:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from profiling.figure_style import COLOURS, FILL, SMALL, WIDTH, Look, grid, log_scale
 from profiling.study.data import Arm, Comparison
-from profiling.study.derived import mean_value
+from profiling.study.derived import mean_of_all, mean_value
 from profiling.study.figure_accuracy import is_like_reported
 from profiling.study.figure_facts import Heading, heading, places, surveys, top1_of, trained
 from profiling.study.figure_sheet import Sheet, point_key, sheets
@@ -26,11 +26,11 @@ MEMBER_NAME, REPORTED_NAME, MEAN_NAME = "one network", "mean, reported", "mean, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupValues:
-    """One group: what each of its networks has, and their mean."""
+    """One group: what its networks have, and their mean where each of them has it."""
 
     group: str
     members: tuple[float, ...]
-    mean: float
+    mean: float | None
     reported_mean: float | None
 
 
@@ -91,14 +91,15 @@ def _quantity(
 ) -> Quantity:
     rows = []
     for group, arms in groups.items():
-        members = [known for arm in arms if (known := value(arm)) is not None]
+        amounts = [value(arm) for arm in arms]
+        members = [known for known in amounts if known is not None]
         if members:
             published = [one.value for one in values(group) if one.what == reported]
             rows.append(
                 GroupValues(
                     group=group,
                     members=tuple(members),
-                    mean=sum(members) / len(members),
+                    mean=mean_of_all(amounts),
                     reported_mean=published[0] if published else None,
                 )
             )
@@ -148,13 +149,16 @@ def _draw(sheet: Sheet, panel: GroupPanel, top: float) -> None:
             log_scale(axes, "x", low / 2, high * 2)
         else:
             axes.set_xlim(0, high * 1.1)
+        whole = [
+            row for row, one in zip(rows, quantity.groups, strict=True) if one.mean is not None
+        ]
+        means = [one.mean for one in quantity.groups if one.mean is not None]
         if not quantity.is_log:  # the length of a bar means nothing on a logarithmic axis
-            means = [one.mean for one in quantity.groups]
-            axes.barh(rows, means, height=0.66, color=FILL, zorder=1)
+            axes.barh(whole, means, height=0.66, color=FILL, zorder=1)
         axes.vlines(
-            [one.mean for one in quantity.groups],
-            [row - 0.33 for row in rows],
-            [row + 0.33 for row in rows],
+            means,
+            [row - 0.33 for row in whole],
+            [row + 0.33 for row in whole],
             color=COLOURS[0],
             linewidth=2.0,
             zorder=2,

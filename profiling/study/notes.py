@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from profiling.record import OK, Measurement
-from profiling.report import DEMONSTRATION
+from profiling.report import DEMONSTRATION, UNCERTAIN
 from profiling.study.data import Comparison, Trial
 from profiling.study.deployment import measurements_in
 from profiling.study.derived import bounds
@@ -14,12 +14,13 @@ from zoo.environment import Environment
 REPORTED_NOTE = (
     "Reported: published by the authors of the study, never measured here. In brackets its state: "
     "simulated (made up, by the authors' word or by the look of the figure), doubtful "
-    "(contradicted by the figure beside it), other network (earned by another network than the "
-    "row names)."
+    "(contradicted by another figure or by a count), other network (earned by another network "
+    "than the row names)."
 )
 DEPLOYED_NOTE = (
-    "A time is the median over single calls, the mean over the seeds' files; accuracy, memory and "
-    "size are those of the very files that were timed, memory at the larger batch for a runtime."
+    "A time is the median over single calls, the mean over the seeds' files, +- half of its 95% "
+    "interval, of the files the widest; accuracy, memory and size are those of the very files that "
+    "were timed, memory at the larger batch for a runtime."
 )
 MOST_REASONS = 6
 
@@ -47,6 +48,8 @@ def notes_of(
                 f"Prices: at {price_per_hour:g} an hour, in the same currency, with each file at "
                 "its fastest batch."
             )
+        if any(record.status == OK and not record.ci_reached for record in records):
+            lines.append(UNCERTAIN)
         lines += [*_missing(records), *filter(None, (busy_note(records), throttle_note(records)))]
     return tuple(lines)
 

@@ -4,6 +4,7 @@ Beside them lies what the zoo knows of its variants without any measurement: the
 names belong to one network.
 """
 
+import functools
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,7 @@ def mean(intervals: Sequence[Interval]) -> Interval:
     return Interval(statistics.mean(lows), statistics.mean(highs))
 
 
+@functools.cache
 def read_published() -> Published:
     """The tables of `zoo.reported`, and our counts of the variants in them."""
 

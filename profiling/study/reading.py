@@ -1,8 +1,9 @@
 """Sweeps on a disk as comparisons: plans, jobs, runs and records joined."""
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,10 @@ from profiling.study.sweep_files import (
     FAILED,
     JOBS,
     PLANS,
+    PRETRAINING,
     RUNS,
     Group,
+    Job,
     Plan,
     Planned,
     complete_run,
@@ -26,6 +29,7 @@ from profiling.study.sweep_files import (
 from zoo.errors import RecordError
 
 FIRST, SECOND = "comparison", "second-study"  # names of the groups of the two studies' tables
+_Measured = dict[tuple[str, str], list[Measurement]]  # by network and digest of the weights
 OnDamage = Callable[[RecordError], None]
 T = TypeVar("T")
 
@@ -37,10 +41,11 @@ def read_comparisons(
 ) -> list[Comparison]:
     """What was compared in every sweep at or below `folders`, the studies' own tables first.
 
-    A sweep is a folder with `plans` and `jobs`. Of groups with one name, those whose jobs are all
-    in another one are left out: a sweep that got more seeds is one comparison. `records` are joined
-    to the runs by the digest of the weights; without, they are sought in the sweeps. A folder with
-    a `study.json` is read only where it is named. With `on_damage`, what cannot be read is reported
+    A sweep is a folder with `plans` and `jobs`. Groups with one name whose jobs are alike but for
+    their seeds are one comparison, and those whose jobs are all in another one are left out: a
+    sweep that got more seeds has one table. `records` are joined to the runs by the network's name
+    and the digest of the weights; without, they are sought in the sweeps. A folder with a
+    `study.json` is read only where it is named. With `on_damage`, what cannot be read is reported
     to it and left out.
 
     Raises:
@@ -83,17 +88,20 @@ class _Reader:
         """Every group of every plan, one data set each."""
         paths = sorted((self.sweep / PLANS).glob("*.json"))
         plans = [plan for path in paths if (plan := self._guarded(read_plan, path)) is not None]
-        measured: dict[str, list[Measurement]] = defaultdict(list)
+        measured: _Measured = defaultdict(list)
         for record in records:
             if record.source is not None:
-                measured[record.source.weights_sha256].append(record)
+                measured[record.model, record.source.weights_sha256].append(record)
         jobs = {one.id: one for plan in plans for one in plan.jobs}
         trials = {name: self._trial(one, measured) for name, one in jobs.items()}
-        for plan, group in _largest(plans):
+        for plan, group in _largest(_joined(plans)):
             yield from _by_dataset(plan, group, trials)
 
-    def _trial(self, planned: Planned, measured: Mapping[str, Sequence[Measurement]]) -> Trial:
+    def _trial(self, planned: Planned, measured: _Measured) -> Trial:
         job, work = planned.job, planned.work
+        training_macs = work.training_macs
+        if training_macs is not None:
+            training_macs += work.pretraining_macs
         trial = Trial(
             id=planned.id,
             model=job.model,
@@ -104,8 +112,9 @@ class _Reader:
             epochs=work.epochs,
             steps=work.steps,
             batch_size=work.batch_size,
-            training_macs=work.training_macs,
+            training_macs=training_macs,
             is_bounded=work.is_bounded,
+            max_macs=work.max_macs,
             is_done=False,
             pretrained=job.pretrained,
             pretraining=job.pretraining,
@@ -121,19 +130,21 @@ class _Reader:
             failure=last if record.state == FAILED else None,
             top1=record.test_top1,
             top5=record.test_top5,
-            train_seconds=record.train_seconds,
+            train_seconds=None if job.pretraining else record.train_seconds,
         )
         return self._with_run(trial, work.macs, measured)
 
-    def _with_run(
-        self, trial: Trial, macs: int, measured: Mapping[str, Sequence[Measurement]]
-    ) -> Trial:
+    def _with_run(self, trial: Trial, macs: int, measured: _Measured) -> Trial:
         folder = self.sweep / RUNS / trial.id
         found = self._guarded(complete_run, folder)
         if found is None:
             return trial
         run, meta = found
-        records = sorted(measured.get(meta.weights_sha256, ()), key=_order)
+        seconds: float | None = meta.train_seconds
+        if trial.pretraining is not None:
+            before = self._guarded(complete_run, folder / PRETRAINING)
+            seconds = None if before is None else meta.train_seconds + before[1].train_seconds
+        records = sorted(measured.get((trial.model, meta.weights_sha256), ()), key=_order)
         trial = replace(
             trial,
             dataset_digest=meta.dataset.digest,
@@ -142,7 +153,7 @@ class _Reader:
             top1=meta.test_top1,
             top5=meta.test_top5,
             test_images=meta.dataset.test_images,
-            train_seconds=meta.train_seconds,
+            train_seconds=seconds,
             processes=meta.processes,
             environment=meta.environment,
             measurements=tuple(records),
@@ -168,9 +179,42 @@ def _order(record: Measurement) -> tuple[str, str, str, int, str, str]:
     return key, record.backend, record.precision, record.batch, record.created_at, sha256
 
 
-def _largest(plans: Iterable[Plan]) -> list[tuple[Plan, Group]]:
-    """The groups that are not part of another one of their name, in the order of the plans."""
-    groups = [(plan, group) for plan in plans for group in plan.groups]
+def _joined(plans: Sequence[Plan]) -> list[tuple[Plan, Group]]:
+    """All groups; those that differ in nothing but seeds as one, in the place of the first."""
+    jobs = {one.id: one.job for plan in plans for one in plan.jobs}
+    found: dict[tuple[object, ...], tuple[Plan, Group]] = {}
+    for plan in plans:
+        for group in plan.groups:
+            kind = _kind(group, jobs)
+            if kind in found:
+                first, other = found[kind]
+                found[kind] = first, _union(other, group, jobs)
+            else:
+                found[kind] = plan, group
+    return list(found.values())
+
+
+def _kind(group: Group, jobs: Mapping[str, Job]) -> tuple[object, ...]:
+    """What groups share that differ in seeds alone."""
+    members = {
+        (label, json.dumps(asdict(replace(jobs[job], seed=0)), sort_keys=True))
+        for label, job in group.members
+    }
+    return group.name, group.baseline, frozenset(members)
+
+
+def _union(group: Group, other: Group, jobs: Mapping[str, Job]) -> Group:
+    """The arms of the first with the jobs of both, by seed."""
+    more = {arm.label: arm.jobs for arm in other.arms}
+    arms = []
+    for arm in group.arms:
+        ids = dict.fromkeys((*arm.jobs, *more[arm.label]))
+        arms.append(replace(arm, jobs=tuple(sorted(ids, key=lambda name: jobs[name].seed))))
+    return replace(group, arms=tuple(arms))
+
+
+def _largest(groups: Sequence[tuple[Plan, Group]]) -> list[tuple[Plan, Group]]:
+    """The groups that are not part of another one of their name."""
     kept: list[tuple[Plan, Group]] = []
     for plan, group in sorted(groups, key=lambda pair: -len(pair[1].members)):
         if not any(

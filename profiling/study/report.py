@@ -26,8 +26,10 @@ TITLE = "The studies, made again"
 CONTRADICTIONS = "Contradictions in the published figures"
 INTRO = (
     "Written by zoo-report from the records of sweeps. What others published is called reported "
-    "and never mixed with what was measured; a cell without a record is empty. Rows of different "
-    "data sets or machines are in different tables."
+    "and never mixed with what was measured; a cell without a record is empty. Each data set has "
+    "tables of its own, and so has each machine that measured: the times of calls, memory and "
+    "prices in a table are those of its machine alone. A training may come from any machine, which "
+    "stands beside its time."
 )
 FORMS = {"csv": to_csv, "md": to_markdown, "tex": to_latex, "json": to_json}
 DRAWN = ("png", "svg")

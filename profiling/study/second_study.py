@@ -5,10 +5,8 @@ from typing import Any
 from profiling.study.columns import (
     ACCURACY,
     DEVICE,
-    EPOCHS,
-    LENGTH,
+    EFFORT,
     SIZES,
-    STEPS,
     TIME,
     TOP1,
     TOP5,
@@ -19,7 +17,7 @@ from profiling.study.data import Arm, Comparison
 from profiling.study.notes import REPORTED_NOTE, notes_of
 from profiling.study.table import REPORTED, SHARE, Column, Stated, Table
 from zoo.environment import Environment
-from zoo.reported import accuracies
+from zoo.reported import Reported, accuracies
 
 BEST_NOTE = "Reported best: of all epochs; the other accuracies are those of the last one."
 
@@ -39,7 +37,7 @@ COLUMNS = (
     Column(key="label", heading="network"),
     Column(key="model", heading="model", part=ACCURACY),
     *(_reported("reported_top1", "top-1"), _reported("reported_best_top1", "best"), TOP1),
-    *(_reported("reported_top5", "top-5"), TOP5, LENGTH, EPOCHS, STEPS, TIME, DEVICE),
+    *(_reported("reported_top5", "top-5"), TOP5, *EFFORT, TIME, DEVICE),
     Column(key="reported_note", heading="the study's note", source=REPORTED, part=ACCURACY),
     *SIZES,
 )
@@ -81,15 +79,22 @@ def second_study(
 
 
 def _reported_values(arm: Arm) -> dict[str, Any]:
+    row = reported_of(arm)
+    if row is None:
+        return {}
+    shares = {"top1": row.top1, "best_top1": row.best_top1, "top5": row.top5}
+    stated = {
+        f"reported_{key}": Stated(share, row.top1_state)
+        for key, share in shares.items()
+        if share is not None
+    }
+    return {**stated, "reported_note": row.note}
+
+
+def reported_of(arm: Arm) -> Reported | None:
     """The row of the study's tables with this network and these epochs."""
     for row in accuracies(arm.trials[0].model):
         study, _, label = row.source.partition(", ")
         if study == "second report" and f"{label}, {row.epochs} epochs" == arm.label:
-            shares = {"top1": row.top1, "best_top1": row.best_top1, "top5": row.top5}
-            stated = {
-                f"reported_{key}": Stated(share, row.top1_state)
-                for key, share in shares.items()
-                if share is not None
-            }
-            return {**stated, "reported_note": row.note}
-    return {}
+            return row
+    return None

@@ -13,6 +13,7 @@ from zoo.files import read_json
 from zoo.plain import from_plain
 
 PLANS, JOBS, RUNS = "plans", "jobs", "runs"  # folders of a sweep
+PRETRAINING = "pretraining"  # in the folder of a job: its run before the run
 META, METRICS, SCORES = "meta.json", "metrics.jsonl", "scores.json"
 SCHEMA = 1  # of plans and of jobs
 DONE, FAILED = "done", "failed"  # states of a job
@@ -54,6 +55,8 @@ class Job:
     image_size: int | None = None
     pretrained: bool = False
     pretraining: str | None = None
+    epochs: int | None = None  # None: the recipe's
+    max_macs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +64,13 @@ class Work:
     """What its training takes."""
 
     is_bounded: bool
+    max_macs: float | None = None  # that were allowed
     macs: int
     batch_size: int
     epochs: int
     steps: int | None
     training_macs: int | None
+    pretraining_macs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,9 +49,18 @@ class Stated:
     state: str
 
 
+@dataclass(frozen=True, slots=True)
+class Median:
+    """A median time with half of its 95% confidence interval, as a share of it."""
+
+    value: float
+    half_width: float | None  # None: too few calls to tell
+
+
 # What a cell may hold beside a plain value: suffixes of its parts in a CSV.
 PARTS: dict[type, tuple[tuple[str, str], ...]] = {
     Mean: (("", "value"), ("_sd", "sd"), ("_n", "n")),
+    Median: (("", "value"), ("_ci_half_width", "half_width")),
     Stated: (("", "value"), ("_state", "state")),
     Difference: (
         *(("", "value"), ("_low", "low"), ("_high", "high")),
@@ -109,7 +118,7 @@ class Table:
 
 
 def shown(column: Column, value: Any) -> str:
-    """A cell as text: "61.23 +-0.45 (3)", "97.50 (doubtful)", "+1.20 [+0.30, +2.10]", or empty."""
+    """A cell as text: "61.23 +-0.45 (3)", "2.70 +-1.4%", "97.50 (doubtful)", or empty."""
     text = column.kind.text
     match value:
         case None:
@@ -117,6 +126,9 @@ def shown(column: Column, value: Any) -> str:
         case Mean():
             spread = "" if value.sd is None else f" +-{_plain(column, value.sd)}"
             return f"{text(value.value)}{spread} ({value.n})"
+        case Median():
+            known = "" if value.half_width is None else f" +-{percent(value.half_width, 1)}%"
+            return f"{text(value.value)}{known}"
         case Stated():
             doubt = "" if value.state == NO_DOUBT else f" ({value.state})"
             return f"{text(value.value)}{doubt}"

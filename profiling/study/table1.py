@@ -7,13 +7,11 @@ from profiling.study.columns import (
     ACCURACY,
     BOUNDED,
     DEVICE,
-    EPOCHS,
-    LENGTH,
+    EFFORT,
     MACS,
     PARAMS,
     SIZE,
     SIZES,
-    STEPS,
     TIME,
     TOP1,
     TOP5,
@@ -21,9 +19,11 @@ from profiling.study.columns import (
     mean_over,
     measured_values,
 )
+from profiling.study.contradictions import state_of
 from profiling.study.data import Comparison
 from profiling.study.derived import Mean
 from profiling.study.notes import REPORTED_NOTE, notes_of
+from profiling.study.published import read_published
 from profiling.study.table import (
     COUNT,
     EXACT_HOURS,
@@ -37,13 +37,14 @@ from profiling.study.table import (
     Table,
 )
 from zoo.environment import Environment
-from zoo.reported import OTHER_NETWORK, SIMULATED, TABLE_1, accuracies, read_table, values
+from zoo.reported import OTHER_NETWORK, SIMULATED, TABLE_1, accuracies, read_table
 from zoo.reported import REPORTED as NO_DOUBT
 
 HOURS_NOTE = "Reported hours are those of 300 epochs on eight V100; the study's FLOPs are MACs."
 MEANS_NOTE = (
-    "A mean over the models of a group that have numbers, each counted once; without an interval, "
-    "since the models of a group are no sample of one thing."
+    "A mean over the models of a group that were trained, each counted once, and empty where one "
+    "of them lacks the figure; without an interval, since the models of a group are no sample of "
+    "one thing."
 )
 
 
@@ -71,9 +72,7 @@ COLUMNS = (
         TOP1,
         REPORTED_TOP5,
         TOP5,
-        LENGTH,
-        EPOCHS,
-        STEPS,
+        *EFFORT,
         REPORTED_HOURS,
         TIME,
         DEVICE,
@@ -137,14 +136,15 @@ def reported_values(model: str) -> dict[str, Any]:
     row = next((row for row in accuracies(model) if row.source == TABLE_1), None)
     if row is None:
         return {}
+    published = next(one for one in read_published().models if one.name == model)
     hours_state = row.top1_state if row.top1_state in (SIMULATED, OTHER_NETWORK) else NO_DOUBT
     if row.are_hours_approximate:
         hours_state = "approximate" if hours_state == NO_DOUBT else f"{hours_state}, approximate"
     found = {
         "top1": (row.top1, row.top1_state),
         "top5": (row.top5, row.top5_state),
-        "params_m": (row.params_m, NO_DOUBT),
-        "macs_m": (row.macs_m, NO_DOUBT),
+        "params_m": (row.params_m, state_of(published, "params_m")),
+        "macs_m": (row.macs_m, state_of(published, "macs_m")),
         "hours": (row.hours, hours_state),
     }
     return {
@@ -184,6 +184,7 @@ GROUP_COLUMNS = (
     Column(key="params", heading="parameters", kind=PARAMS.kind),
     Column(key="macs", heading="MACs", kind=MACS.kind),
     Column(key="train_s", heading="training", kind=SECONDS),
+    Column(key="train_device", heading="trained on"),
 )
 REPORTED_MEANS = {  # our key -> what zoo.reported calls it, and what makes a fraction of a percent
     "top1": ("group_mean_top1", 100),
@@ -203,7 +204,8 @@ def _group_means(
         lengths = {row["length"] for row in own}
         times = [column.key for column in _best_times(batches)]
         keys = ["top1", "top5", "params", "macs", *times]
-        keys += ["train_s"] if len(devices) == 1 else []  # times of one machine alone
+        device = devices.pop() if len(devices) == 1 else None
+        keys += ["train_s"] if device is not None else []  # times of one machine alone
         found.append(
             {
                 "group": group,
@@ -212,6 +214,7 @@ def _group_means(
                 "length": BOUNDED if BOUNDED in lengths else next(iter(lengths), None),
                 **_reported_means(group),
                 **{key: mean_over(own, key) for key in keys},
+                "train_device": device,
             }
         )
     return found
@@ -225,9 +228,11 @@ def _best_times(batches: Sequence[int]) -> list[Column]:
 
 
 def _reported_means(group: str) -> dict[str, Stated]:
-    by_name = {value.what: value for value in values(group)}
+    by_name = {row["what"]: row for row in read_published().values if row.name == group}
     return {
-        f"reported_{key}": Stated(round(by_name[what].value / by, 9), by_name[what].state)
+        f"reported_{key}": Stated(
+            round(float(by_name[what]["value"]) / by, 9), state_of(by_name[what], "value")
+        )
         for key, (what, by) in REPORTED_MEANS.items()
         if what in by_name
     }

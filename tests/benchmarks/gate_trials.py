@@ -14,7 +14,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gates.trials import PLANTED, SELF, Bench, holds, read_trials, readme, trial_file, verdict
+from gates.trials import (
+    PLANTED,
+    SELF,
+    TRIALS,
+    Bench,
+    holds,
+    read_trials,
+    readme,
+    trial_file,
+    verdict,
+)
 
 from zoo import command
 from zoo.files import write_atomic
@@ -22,7 +32,6 @@ from zoo.files import write_atomic
 COMMAND = "gate_trials"
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench_results" / "gate"
-TRIALS = 20  # of either kind
 PAIRS = 12  # of processes in a trial, as of the gate itself
 
 

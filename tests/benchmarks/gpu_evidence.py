@@ -15,7 +15,7 @@ from evidence.data import prepare
 from evidence.place import PYTHONPATH, Place
 from evidence.plan import PARTS, Wanted, describe, make_plan, still_to_do
 from evidence.rehearsal import write_pictures
-from evidence.runner import Clock, Runner, clock_text
+from evidence.runner import Clock, Runner, clock_text, now
 from evidence.speeds import Speeds
 from evidence.store import Store, begin_from
 from evidence.task import Task
@@ -102,7 +102,13 @@ def build_parser() -> command.Parser:
     parser.add_argument(
         "--overlap", action="store_true", help="start a training shortly before another ends"
     )
-    parser.add_argument("--retry", action="store_true", help="try again what has failed")
+    parser.add_argument(
+        "--retry",
+        nargs="?",
+        const=now(),
+        metavar="TIME",
+        help="try again what has failed (before this time, such as 2026-01-31T12:00:00+00:00)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--plan", action="store_true", help="print what would be done, and end")
     parser.add_argument(
@@ -182,7 +188,7 @@ def gather(args: argparse.Namespace, started: float) -> int:
     clock = Clock(ends=started + args.budget, later_s=args.later)
     runner = Runner(place, clock, jobs=args.jobs, overlap=args.overlap, tell=tell)
     runner.run(tasks)
-    left = plan(wanted, store, retry=False)
+    left = plan(wanted, store, retry=None)
     tell(f"{len(left)} steps are left" if left else "all steps are done")
     print(args.out)
     return int(runner.has_failed)
@@ -190,14 +196,16 @@ def gather(args: argparse.Namespace, started: float) -> int:
 
 def in_slices(arguments: Sequence[str], args: argparse.Namespace, started: float) -> int:
     """Make the call in parts, each a call of its own, until one of them has nothing to begin."""
-    ends, code = started + args.budget, 0
+    ends, code, given = started + args.budget, 0, list(arguments)
+    if args.retry is not None:  # what fails in one part of this call is not for the next
+        given += ["--retry", args.retry]
     records = Store(args.out.absolute())
     while (left := ends - time.monotonic()) > LEAST_SLICE_S:
         before = len(records.read().steps)
         this = min(left, args.slice)
         options = ("--budget", f"{this:.0f}s", "--slice", f"{this:.0f}s")
         later = ("--later", f"{left - this + args.later:.0f}s")
-        command_line = [sys.executable, __file__, *arguments, *options, *later]
+        command_line = [sys.executable, __file__, *given, *options, *later]
         found = _call(command_line)
         if found not in (0, 1):
             return found
@@ -219,7 +227,7 @@ def _call(command_line: Sequence[str]) -> int:
         raise
 
 
-def plan(wanted: Wanted, store: Store, *, retry: bool) -> list[Task]:
+def plan(wanted: Wanted, store: Store, *, retry: str | None) -> list[Task]:
     """What is still to do, by what is known by now."""
     speeds = Speeds(store.read().steps, device=wanted.device)
     return still_to_do(make_plan(wanted, speeds), store.outcomes(), retry=retry)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from profiling.evidence import FAILED, OK, SKIPPED, Step
+from profiling.evidence import CUT, FAILED, Step
 
 from . import measurements as measure
 from . import rehearsal
@@ -53,18 +53,20 @@ def make_plan(wanted: Wanted, speeds: Speeds) -> list[Task]:
     return list(tasks.values())
 
 
-def still_to_do(tasks: Iterable[Task], done: dict[str, Step], *, retry: bool) -> list[Task]:
-    """Those without an outcome; what was cut short is tried again, what failed only on demand.
+def still_to_do(tasks: Iterable[Task], done: dict[str, Step], *, retry: str | None) -> list[Task]:
+    """Those without an outcome; what was cut short is tried again.
 
+    What failed is tried again only where it did so before the time `retry`, as steps store it.
     What cannot go on where it was cut short is given more time than it had.
     """
-    final = {OK, SKIPPED} if retry else {OK, SKIPPED, FAILED}
     left = []
     for task in tasks:
         before = done.get(task.name)
         if before is None:
             left.append(task)
-        elif before.status not in final:
+        elif before.status == CUT or (
+            before.status == FAILED and retry is not None and before.ended_at < retry
+        ):
             least_s = 0.0 if task.can_resume else MORE_TIME * before.seconds
             left.append(replace(task, predicted_s=max(task.predicted_s, least_s)))
     return left

@@ -59,7 +59,7 @@ class Runner:
         self.jobs, self.overlap = jobs, overlap
         self.running: list[Running] = []
         self.begun = set(place.store.outcomes())  # by earlier calls
-        self.has_failed = self.has_started = False
+        self.has_failed = False
 
     def run(self, tasks: Sequence[Task]) -> list[Task]:
         """Run what there is time for, in this order; return what is left."""
@@ -97,7 +97,6 @@ class Runner:
         return self.overlap and is_ending and len(self.running) == self.jobs
 
     def _start(self, task: Task) -> None:
-        self.has_started = True
         if task.any_of and self.place.missing.issuperset(task.any_of):
             reason = f"{' and '.join(task.any_of)} is not installed"
             self._store(task, SKIPPED, reason, 0.0, Harvest())
@@ -174,7 +173,7 @@ class Runner:
             reason=reason,
             predicted_s=round(task.predicted_s, 1),
             seconds=round(seconds, 1),
-            ended_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            ended_at=now(),
             environment=self.place.environment,
             facts=facts,
         )
@@ -198,6 +197,11 @@ class Runner:
             time.sleep(POLL_S)
         for one in self.running:
             one.child.kill()
+
+
+def now() -> str:
+    """The time as steps store it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def clock_text(seconds: float) -> str:

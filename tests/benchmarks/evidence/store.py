@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from profiling import evidence
-from profiling.evidence import Evidence, Step, TrainedRun, read_evidence
+from profiling.evidence import Evidence, Step, TrainedRun, read_evidence, record_files
 from profiling.evidence_summary import summary
 from zoo.checkpoint import METRICS, RECIPE, WEIGHTS, Checkpoint
 from zoo.errors import ZooError
@@ -28,8 +28,8 @@ class Store:
     def open(self) -> None:
         """Make the folder, or mend what a killed call left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (evidence.RECORDS, evidence.RUNS):
-            _repair(self.folder / name)
+        for path in (*record_files(self.folder), self.folder / evidence.RUNS):
+            _repair(path)
         (self.folder / evidence.RECORDS).touch()
 
     def read(self) -> Evidence:
@@ -43,8 +43,13 @@ class Store:
         return {step.step: step for step in self.read().steps}
 
     def add(self, kind: str, value: Any) -> None:
-        """Append one line to the records."""
-        _append(self.folder / evidence.RECORDS, {"kind": kind}, value)
+        """Append one line to the records, in a file of its own where the last one is full."""
+        files = record_files(self.folder)
+        line = _line({"kind": kind}, value)
+        path = files[-1]
+        if path.exists() and path.stat().st_size + len(line) > MOST_BYTES:
+            path = self.folder / evidence.MORE_RECORDS.format(len(files) + 1)
+        _append(path, line)
 
     def add_run(self, step: str, run: Path, *, wall_s: float) -> None:
         """Append a run; its weights too, where they are small enough and there is room."""
@@ -60,7 +65,7 @@ class Store:
             entry=None if archive is None else entry,
             wall_s=wall_s,
         )
-        _append(self.folder / evidence.RUNS, {}, value)
+        _append(self.folder / evidence.RUNS, _line({}, value))
 
     def summarise(self) -> None:
         """Write what there is as one page."""
@@ -102,18 +107,22 @@ def begin_from(earlier: Path, folder: Path) -> None:
     if not (earlier / evidence.RECORDS).is_file():
         raise ZooError(f"--continue-from {earlier} holds no {evidence.RECORDS}: leave it out")
     folder.mkdir(parents=True, exist_ok=True)
-    names = [evidence.RECORDS, evidence.RUNS, evidence.LOG]
+    names = [*(path.name for path in record_files(earlier)), evidence.RUNS, evidence.LOG]
     archives = [evidence.WEIGHTS.format(number + 1) for number in range(MOST_ARCHIVES)]
     for name in (*archives, *reversed(names)):  # what makes it evidence comes last
         if (earlier / name).is_file():
             shutil.copyfile(earlier / name, folder / name)
 
 
-def _append(path: Path, head: dict[str, Any], value: Any) -> None:
+def _line(head: dict[str, Any], value: Any) -> bytes:
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    line = json.dumps({"schema": evidence.SCHEMA, **head, "value": plain}, allow_nan=False)
-    with path.open("a") as file:
-        file.write(line + "\n")
+    text = json.dumps({"schema": evidence.SCHEMA, **head, "value": plain}, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

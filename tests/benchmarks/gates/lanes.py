@@ -54,6 +54,7 @@ class Samples:
     skipped: dict[str, str] = field(default_factory=dict)  # a package is missing here
     new: dict[str, str] = field(default_factory=dict)  # the base has no such thing
     broken: dict[str, str] = field(default_factory=dict)  # by the change
+    failing: dict[str, str] = field(default_factory=dict)  # on both sides: nobody's regression
     pairs: int = 0
     seconds: float = 0.0
 
@@ -184,15 +185,24 @@ def _prepared(workers: Sequence[Worker], names: Iterable[str], samples: Samples)
         base, change = (worker.receive() for worker in workers)
         if "missing" in base or "missing" in change:
             samples.skipped[name] = base.get("missing") or change["missing"]
-        elif "fault" in change:
-            samples.broken[name] = change["fault"]
-            samples.timed.pop(name, None)
-        elif "fault" in base:
-            samples.new[name] = base["fault"]
-            samples.timed.pop(name, None)
+        elif "fault" in change or "fault" in base:
+            _fault(name, (base, change), samples)
         else:
             ready.append(name)
     return ready
+
+
+def _fault(name: str, answers: Sequence[dict[str, Any]], samples: Samples) -> None:
+    """Keep whose fault it is; where the base ran in an earlier pair it is the change's."""
+    base, change = answers
+    had_run = name in samples.timed and bool(samples.timed[name].base)
+    if "fault" not in change:
+        samples.new[name] = base["fault"]
+    elif "fault" in base and not had_run:
+        samples.failing[name] = change["fault"]
+    else:
+        samples.broken[name] = change["fault"]
+    samples.timed.pop(name, None)
 
 
 def _plan(worker: Worker, name: str, *, is_cold: bool) -> Timed:
@@ -214,8 +224,8 @@ def _time(workers: Sequence[Worker], name: str, samples: Samples, *, starts_with
         for side in (first, 1 - first):
             answer = workers[side].ask("time", name=name, calls=timed.calls)
             if "fault" in answer:
-                (samples.broken if side else samples.new)[name] = answer["fault"]
-                del samples.timed[name]
+                other = workers[1 - side].ask("time", name=name, calls=timed.calls)
+                _fault(name, (other, answer) if side else (answer, other), samples)
                 return False
             taken[side].append(round(answer["s"], 8))
     timed.base.append(taken[0])

@@ -35,6 +35,7 @@ class Outcome:
     skipped: Mapping[str, str]
     new: Mapping[str, str]
     broken: Mapping[str, str]
+    failing: Mapping[str, str]
     pairs: int
     seconds: float
 
@@ -89,6 +90,7 @@ def judge(samples: Samples) -> Outcome:
         skipped=samples.skipped,
         new=samples.new,
         broken=samples.broken,
+        failing=samples.failing,
         pairs=samples.pairs,
         seconds=samples.seconds,
     )
@@ -125,6 +127,7 @@ def markdown(outcome: Outcome, *, base: str, change: str) -> str:
     ]
     for title, found in (
         ("Broken by the change", outcome.broken),
+        ("Fails on both sides", outcome.failing),
         ("Not in the base", outcome.new),
         ("Not on this machine", outcome.skipped),
     ):

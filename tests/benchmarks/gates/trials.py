@@ -17,6 +17,7 @@ from .outcome import judge, percent, samples_from_json
 from .plants import NEAR, PLANTS, SLOWDOWN, Calibrated, calibrate, drawn
 from .sides import write_tree
 
+TRIALS = 20  # of either kind
 FOUND_SHARE = 0.95  # of planted slowdowns, at least; false alarms: none
 # A part of the gate's hot paths, at least one of each kind, so that a trial takes two minutes.
 ONLY = (
@@ -99,11 +100,16 @@ def is_right(trial: dict[str, Any]) -> bool:
 
 
 def holds(done: Sequence[dict[str, Any]]) -> bool:
-    """Whether trials of both kinds were done and show what the gate promises."""
+    """Whether TRIALS of either kind, all of one gate, show what it promises."""
     planted = [is_right(trial) for trial in done if trial["kind"] == PLANTED]
-    alarms = [trial for trial in done if trial["kind"] == SELF and not is_right(trial)]
-    is_shown = len(done) > len(planted) > 0
-    return is_shown and not alarms and sum(planted) >= FOUND_SHARE * len(planted)
+    selves = [is_right(trial) for trial in done if trial["kind"] == SELF]
+    is_shown = min(len(selves), len(planted)) >= TRIALS and len(gates(done)) == 1
+    return is_shown and all(selves) and sum(planted) >= FOUND_SHARE * len(planted)
+
+
+def gates(done: Sequence[dict[str, Any]]) -> set[tuple[int, tuple[str, ...]]]:
+    """What the gate was in each trial: how many pairs of processes, and of which paths."""
+    return {(one["samples"]["pairs"], tuple(sorted(one["samples"]["timed"]))) for one in done}
 
 
 def verdict(trial: dict[str, Any]) -> str:
@@ -147,6 +153,9 @@ def readme(done: Sequence[dict[str, Any]]) -> str:
             f"{percent(shown.ratio)} | {shown.p:.3f} | {verdict(trial)} | "
             f"{trial['load_after']:.1f} | {outcome.seconds:.0f} |"
         )
+    commits = list(dict.fromkeys(str(trial["commit"])[:12] for trial in done))
+    if len(commits) > 1:
+        lines += ["", f"The trials are of several commits: {', '.join(commits)}."]
     lines += [
         "",
         "Of a comparison with itself the path with the largest ratio is shown. The load is the "

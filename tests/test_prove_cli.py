@@ -1,0 +1,183 @@
+"""zoo-export --prove: files that were written where they do not run, and those that fail later."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from absent_gpu import REASON, TargetOfAnAbsentGpu
+from export_helpers import files
+
+import export
+from export.artifact import Artifact, read_manifest
+from export.cli import main
+from export.onnx_session import OnnxSession
+from export.target import Tolerance
+from export.to_onnx import OnnxTarget
+
+pytest_plugins = ["export_fixtures"]
+
+
+@pytest.fixture
+def absent_gpu(exported: Artifact, monkeypatch: pytest.MonkeyPatch) -> type[TargetOfAnAbsentGpu]:
+    monkeypatch.setattr(TargetOfAnAbsentGpu, "built", exported.path, raising=False)
+    target = "absent_gpu:TargetOfAnAbsentGpu"
+    monkeypatch.setattr(export, "TARGETS", {**export.TARGETS, "trt": target})
+    return TargetOfAnAbsentGpu
+
+
+@pytest.fixture
+def pending(absent_gpu: object, run: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """An engine that waits for its proof."""
+    assert main([str(run), "--to", "trt"]) == 0
+    capsys.readouterr()
+    return run / "artifacts" / "trt-fp32.engine"
+
+
+def test_artifact_that_does_not_run_here_waits_and_is_proven_elsewhere(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    run: Path,
+    exported: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = run / "artifacts" / "trt-fp32.engine"
+    manifest = path.with_suffix(".json")
+
+    code = main([str(run), "--to", "trt"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, f"{path}\n")
+    assert re.fullmatch(
+        rf"zoo-export: trt fp32: proof pending: {REASON}; the graph that it was built from agrees "
+        r"with eager: largest error of a logit .* same class for 100\.0% of 1000 images",
+        err.splitlines()[-1],
+    )
+    value = json.loads(manifest.read_text())
+    assert (value["proof"], value["pending"]) == ("pending", REASON)
+    assert (value["parity"], value["accuracy"], value["proven_by"]) == (None, None, None)
+    assert value["proxy_parity"]["passed"]
+
+    assert main([str(run), "--prove"]) == 1  # not here
+    assert capsys.readouterr().err == f"zoo-export: {path} cannot be proven here: {REASON}\n"
+    assert json.loads(manifest.read_text()) == value
+
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    code = main([str(run), "--prove"])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, f"{path}\n")
+    assert "trt fp32 agrees with eager" in err
+    proven = read_manifest(manifest)
+    assert (proven.pending, proven.accuracy) == (None, exported.accuracy)
+    assert proven.proven_in["torch"] == torch.__version__
+    assert json.loads(manifest.read_text())["proof"] == "passed"
+
+    assert main([str(run), "--prove"]) == 0
+    assert capsys.readouterr().err == "zoo-export: no proof is pending\n"
+
+
+def test_proof_that_fails_is_kept_in_the_manifest(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    code = main(["--prove", str(pending)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert "parity with eager failed" in err
+    assert err.endswith("its manifest says so now\n")
+    reason = read_manifest(pending.with_suffix(".json")).pending
+    assert reason is not None
+    assert reason.startswith("not the model on onnxruntime")
+
+
+def test_graph_of_a_pending_artifact_has_to_agree(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    code = main([str(run), "--to", "trt"])
+
+    assert code == 1
+    assert "parity with eager failed" in capsys.readouterr().err
+    assert files(run) == []
+
+
+def test_artifact_outside_its_run_is_not_proven(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    for suffix in (".json", ".engine"):
+        shutil.move(pending.with_suffix(suffix), tmp_path)
+
+    assert main(["--prove", str(tmp_path / pending.name)]) == 2
+    assert "can only be proven inside its run" in capsys.readouterr().err
+
+
+# What goes wrong
+
+
+def test_proof_of_before_does_not_stay_beside_one_that_failed(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(OnnxTarget, "tolerance", {"fp32": Tolerance(logits=1e-12)})
+
+    assert main(["--prove", str(copied)]) == 1
+
+    value = json.loads(copied.with_suffix(".json").read_text())
+    assert value["proof"] == "pending"
+    assert value["pending"].startswith("not the model on onnxruntime")
+    for name in ("parity", "accuracy", "comparison", "proven_by", "proven_in"):
+        assert value[name] is None
+
+
+def test_one_that_is_of_no_use_stops_no_other(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    damaged = pending.with_name("aoti-fp32.json")
+    damaged.write_text("{")
+    gone = pending.with_name("onnx-fp16.onnx")
+
+    code = main(["--prove", str(gone), str(pending.parents[1])])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, f"{pending}\n")
+    first, second, proven = err.splitlines()
+    assert first == f"zoo-export: there is no artifact {gone}: write it again with zoo-export"
+    assert second.startswith(f"zoo-export: {damaged} is not valid JSON (")
+    assert "trt fp32 agrees with eager" in proven
+
+
+def test_failure_of_a_runtime_is_one_line_and_leaves_the_manifest(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel image\nis available")
+
+    before = copied.with_suffix(".json").read_bytes()
+    monkeypatch.setattr(OnnxSession, "run", fail)
+
+    assert main(["--prove", str(copied)]) == 1
+    assert capsys.readouterr().err == (
+        f"zoo-export: {copied}: no kernel image: nothing was written\n"
+    )
+    assert copied.with_suffix(".json").read_bytes() == before

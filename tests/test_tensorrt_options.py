@@ -1,0 +1,160 @@
+"""Options of TensorRT itself, which only a GPU builds with: what the builder is told."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from export.target import ExportOptions
+from export.tensorrt_api import Flavor, MessageLog
+from export.tensorrt_build import build_engine
+from zoo.errors import ArtifactError, MachineError
+from zoo.machine import Gpu
+
+A100 = Gpu(name="NVIDIA A100", capability=(8, 0))
+
+
+class Logger:
+    Severity = SimpleNamespace(ERROR=0, INTERNAL_ERROR=1, VERBOSE=2)
+
+
+class CacheWithoutGpu:
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def serialize(self) -> bytes:
+        return self.content + b" and new"
+
+
+class ConfigWithoutGpu:
+    """Notes what it is told; a timing cache of another GPU is one that says so."""
+
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+        self.hardware_compatibility_level: str | None = None
+        self.cache: CacheWithoutGpu | None = None
+
+    def clear_flag(self, flag: str) -> None:
+        pass
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.append(flag)
+
+    def add_optimization_profile(self, profile: object) -> None:
+        pass
+
+    def create_timing_cache(self, content: bytes) -> CacheWithoutGpu:
+        return CacheWithoutGpu(content)
+
+    def set_timing_cache(self, cache: CacheWithoutGpu, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.cache = cache
+        return b"of another GPU" not in cache.content
+
+
+class TensorRtWithoutGpu:
+    """Stands in for TensorRT and its builder, which take a GPU: it builds three bytes."""
+
+    __version__ = "11.4.0.106"
+    ILogger = Logger
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+    BuilderFlag = SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE")
+    ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
+
+    def __init__(self, plan: bytes | None = b"vvv") -> None:
+        self.plan = plan
+        self.config = ConfigWithoutGpu()
+
+    def Builder(self, logger: object) -> "TensorRtWithoutGpu":
+        return self
+
+    def create_network(self, flags: int) -> Any:
+        images = SimpleNamespace(name="images", shape=(-1, 3, 32, 32))
+        return SimpleNamespace(num_layers=0, get_input=lambda index: images)
+
+    def OnnxParser(self, network: object, logger: object) -> Any:
+        return SimpleNamespace(parse=lambda graph: True)
+
+    def create_builder_config(self) -> ConfigWithoutGpu:
+        return self.config
+
+    def create_optimization_profile(self) -> Any:
+        return SimpleNamespace(set_shape=lambda name, *shapes: None)
+
+    def build_serialized_network(self, network: object, config: object) -> bytes | None:
+        return self.plan
+
+
+def built(trt: TensorRtWithoutGpu, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+    """Build with these options; what the engine runs on."""
+    monkeypatch.setattr("export.tensorrt_build.message_log", MessageLog)
+    flavor = Flavor(name="tensorrt", trt=trt)
+    return build_engine(b"", flavor, ExportOptions(**options), name="x fp32", gpu=A100).runs_on
+
+
+def test_an_engine_is_for_the_gpu_that_builds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = TensorRtWithoutGpu()
+
+    assert built(trt, monkeypatch) == "NVIDIA A100 (compute capability 8.0)"
+    assert trt.config.flags == []
+    assert trt.config.hardware_compatibility_level is None
+
+
+def test_an_engine_for_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = TensorRtWithoutGpu()
+
+    built(trt, monkeypatch, trt_version_compatible=True)
+
+    assert trt.config.flags == ["VERSION_COMPATIBLE"]
+
+
+def test_an_engine_for_later_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = TensorRtWithoutGpu()
+
+    runs_on = built(trt, monkeypatch, trt_hardware_compatible=True)
+
+    assert runs_on == "compute capability 8.0 and later"
+    assert trt.config.hardware_compatibility_level == "AMPERE_PLUS"
+
+
+@pytest.mark.parametrize(("stored", "after"), [(b"", b" and new"), (b"old", b"old and new")])
+def test_a_timing_cache_is_read_and_kept_up(
+    stored: bytes, after: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "timings"
+    if stored:
+        path.write_bytes(stored)
+
+    built(TensorRtWithoutGpu(), monkeypatch, trt_timing_cache=path)
+
+    assert path.read_bytes() == after
+
+
+def test_a_timing_cache_of_another_gpu_is_refused_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "timings"
+    path.write_bytes(b"of another GPU")
+
+    with pytest.raises(ArtifactError) as caught:
+        built(TensorRtWithoutGpu(), monkeypatch, trt_timing_cache=path)
+
+    assert str(caught.value) == (
+        f"{path} is no timing cache of TensorRT 11.4.0.106 on this GPU: delete it or name another "
+        "file"
+    )
+    assert path.read_bytes() == b"of another GPU"
+
+
+def test_a_timing_cache_of_a_failed_build_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "timings"
+    path.write_bytes(b"old")
+
+    with pytest.raises(MachineError, match="could not build the engine: it gave no reason"):
+        built(TensorRtWithoutGpu(plan=None), monkeypatch, trt_timing_cache=path)
+
+    assert path.read_bytes() == b"old"
