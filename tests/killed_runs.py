@@ -3,7 +3,8 @@
 `killed_runs.py SEED KILLS FOLDER ARGUMENTS...` runs zoo-train below FOLDER/whole without a kill,
 then below FOLDER/killed-N with `--resume auto`, killed by SIGKILL at random moments drawn from SEED
 until there were KILLS of them and a run is complete, each run in a folder of its own: killed-1,
-killed-2... It is saved after every step. Says on stderr what each kill interrupted.
+killed-2... It is saved after every step, and every third kill comes while a state is written. What
+each kill interrupted is said on stderr.
 """
 
 import os
@@ -20,9 +21,12 @@ import training.saver
 from training.cli import main
 
 MOST_EVENTS = 250  # accesses to files of the run; a save takes some 25 of them
+STATE, STATE_EVENTS = "/state/", 40  # of those, some accesses to the states
+
+Plan = tuple[str, int, float]  # what the path has in it, which such access, and seconds after it
 
 
-def start(arguments: list[str], runs: Path, plan: tuple[int, float] | None) -> int:
+def start(arguments: list[str], runs: Path, plan: Plan | None) -> int:
     """Fork a child that trains, and that kills itself by `plan`."""
     child = os.fork()
     if child:
@@ -37,12 +41,12 @@ def start(arguments: list[str], runs: Path, plan: tuple[int, float] | None) -> i
         os._exit(code)
 
 
-def kill_by(plan: tuple[int, float], runs: Path) -> None:
+def kill_by(plan: Plan, runs: Path) -> None:
     """Die before one of the events in which Python opens, makes, renames or removes below `runs`.
 
     With seconds in the plan, die that long after the event, wherever the process then is.
     """
-    left, seconds = plan
+    part, left, seconds = plan
 
     def die(where: str) -> None:
         time.sleep(seconds)
@@ -51,7 +55,7 @@ def kill_by(plan: tuple[int, float], runs: Path) -> None:
 
     def hook(name: str, given: tuple[object, ...]) -> None:
         nonlocal left
-        if any(str(one).startswith(f"{runs}/") for one in given):
+        if any(str(one).startswith(f"{runs}/") and part in str(one) for one in given):
             left -= 1
             if left == 0 and seconds:
                 Thread(target=die, args=(f"{seconds:.3f} s later",), daemon=True).start()
@@ -72,8 +76,11 @@ if __name__ == "__main__":
     if wait(start(given, Path(folder, "whole"), None)) != 0:
         raise SystemExit("the run without a kill failed")
     while done < int(kills) or run == 1:
-        event = chance.randint(1, MOST_EVENTS)
-        plan = (event, 0.0) if chance.random() < 0.6 else (event, chance.uniform(0.001, 0.1))
+        if done % 3 == 0:
+            plan = STATE, chance.randint(1, STATE_EVENTS), 0.0
+        else:
+            later = 0.0 if chance.random() < 0.4 else chance.uniform(0.001, 0.1)
+            plan = "", chance.randint(1, MOST_EVENTS), later
         code = wait(start([*given, "--resume", "auto"], Path(folder, f"killed-{run}"), plan))
         if code == 0:
             run += 1

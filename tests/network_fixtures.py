@@ -9,14 +9,14 @@ from zoo.data import Dataset, load_dataset
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
+def mini() -> Dataset:
     return load_dataset("cifar100-mini")
 
 
 @pytest.fixture(scope="module")
-def images(data: Dataset) -> Tensor:
+def images(mini: Dataset) -> Tensor:
     """Real ones."""
-    return stored(data.test.images[:32], data)
+    return stored(mini.test.images[:32], mini)
 
 
 @pytest.fixture(scope="module")

@@ -55,5 +55,5 @@ def test_other_formats(
     assert_file_agrees(target, path, images, logits)
 
 
-def test_int8(model: nn.Module, data: Dataset, tmp_path: Path) -> None:
-    assert_int8_agrees(model, data, tmp_path)
+def test_int8(model: nn.Module, mini: Dataset, tmp_path: Path) -> None:
+    assert_int8_agrees(model, mini, tmp_path)

@@ -52,12 +52,11 @@ def test_a_test_file_that_cannot_be_imported_does_not_stop_the_others(
     files = sorted(str(file) for file in (tmp_path / "tests").iterdir())
     task = measurements.tests(replace(measurements.TOY, tests=tuple(files)))
 
-    found = run(place, replace(task, limit_s=None))["tests"]
+    found = run(place, task, seconds=300.0)["tests"]
 
     assert (found.status, found.facts["counts"]) == (FAILED, {"passed": 1, "error": 1})
     assert found.reason is not None
     assert found.reason.startswith("1 failed, the first: ERROR ")
-    assert found.reason.endswith("test_needy.py")
 
 
 def test_a_result_that_cannot_be_read_is_a_failure(place: Place) -> None:

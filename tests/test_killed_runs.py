@@ -34,10 +34,11 @@ def test_runs_that_are_killed_end_like_one_that_is_not(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     kills = [line for line in answer.stderr.splitlines() if line.startswith("killed ")]
     assert len(kills) >= KILLS
-    assert sum("/state/" in line for line in kills) >= 3  # while a state was written
+    assert sum("/state/" in line for line in kills) >= KILLS // 3  # while a state was written
     whole = outcome(Checkpoint.open(tmp_path / "whole" / FOLDER))
     complete = sorted(tmp_path.glob("killed-*"))
     assert complete
     for runs in complete:
         resumed = [Checkpoint.open(meta.parent) for meta in runs.glob("*/meta.json")]
-        assert [outcome(run) for run in resumed if run.meta.finished_at] == [whole]
+        finished = [outcome(run) for run in resumed if run.meta.finished_at]
+        assert finished == [whole] * max(1, len(finished))  # two where a kill came after the end

@@ -68,6 +68,8 @@ class Card:
     train_seconds: float
     compiled: bool
     processes: int
+    runtime: Mapping[str, Any] | None = None  # as in `RunMeta`
+    compilation: Mapping[str, Any] | None = None  # as in `RunMeta`
     environment: Mapping[str, Any]
     commit: str | None
     started_at: str  # ISO 8601, UTC
