@@ -1,4 +1,4 @@
-"""All other networks in every format, and AOTInductor's for the smallest of each family."""
+"""Every network in every format; in AOTInductor's and in int8 the smallest of each family."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,23 +11,41 @@ from network_exports import (
     NETWORKS,
     assert_file_agrees,
     assert_images_matter,
+    assert_int8_agrees,
     assert_norms_are_folded,
     assert_one_graph,
     prepared,
     write,
 )
+from sample_run import stored
 from torch import Tensor, nn
 
-pytest_plugins = ["network_fixtures"]
+from zoo.data import Dataset, load_dataset
 
 pytestmark = pytest.mark.slow
 
-OTHERS = sorted({*NETWORKS} - {*smallest_of_each_family()})  # those: test_every_family_exports.py
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_dataset("cifar100-mini")
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+@pytest.fixture(scope="module")
+def images(data: Dataset) -> Tensor:
+    """Real ones."""
+    return stored(data.test.images[:32], data)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
 def model(request: pytest.FixtureRequest, images: Tensor) -> nn.Module:
     return prepared(request.param, images)
+
+
+@pytest.fixture(scope="module")
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(images)
+    return found
 
 
 def test_the_images_matter(logits: Tensor) -> None:
@@ -66,6 +84,11 @@ def test_aoti(name: str, images: Tensor, tmp_path: Path) -> None:
 
     with torch.no_grad():
         assert_file_agrees("aoti", path, images, network(images))
+
+
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_int8(name: str, images: Tensor, data: Dataset, tmp_path: Path) -> None:
+    assert_int8_agrees(prepared(name, images), data, tmp_path)
 
 
 @pytest.mark.parametrize("alias", sorted(ALIASES))

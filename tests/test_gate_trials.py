@@ -70,7 +70,5 @@ def test_several_commits_are_said() -> None:
 
 def test_committed_outcome_is_what_the_samples_say() -> None:
     folder = ROOT / "bench_results" / "gate"
-    if not folder.is_dir():
-        pytest.skip("no trials were committed: tests/benchmarks/gate_trials.py makes them")
 
     assert (folder / "README.md").read_text() == readme(read_trials(folder))

@@ -156,6 +156,14 @@ def test_what_the_readme_says_of_trust_is_what_was_measured() -> None:
     assert all(abs(row["ratio"] - 1) < 0.05 for row in agreement)
 
 
+def test_what_the_readme_says_of_the_example_study_is_what_was_done() -> None:
+    page = (RESULTS / "study" / "report" / "study" / "index.md").read_text()
+    done = re.search(r"(\d+ of \d+) trainings are done", page)
+
+    assert done is not None
+    assert f"({done[1]} done so far)" in README
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_exists(command: str) -> None:
     words = shlex.split(command)
