@@ -245,11 +245,10 @@ def _check_symmetric(model: "onnx.ModelProto", path: Path) -> None:
 
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
         operands = {kinds.get(name) for name in (node.input[0], *node.input[2:])}
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and operands & {
-            onnx.TensorProto.INT32,
-            onnx.TensorProto.UINT8,
-        }:
+        if operands & {onnx.TensorProto.INT32, onnx.TensorProto.UINT8}:
             raise MachineError(
                 f"{path} is int8 for CPUs, which TensorRT does not take: use --provider cuda, or "
                 "write it with zoo-export --to trt --precision int8"

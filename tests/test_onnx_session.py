@@ -202,6 +202,7 @@ def test_int8_for_cpus_is_not_for_tensorrt(tmp_path: Path, kind: int, value: int
     ]
     nodes = [
         *(helper.make_node("Constant", [], [one.name], value=one) for one in tensors),
+        helper.make_node("Constant", [], ["unused"], value=tensors[1]),  # has no inputs
         helper.make_node("DequantizeLinear", ["q", "s"], ["f"]),
         helper.make_node("Add", ["x", "f"], ["y"]),
     ]
