@@ -50,6 +50,7 @@ class Artifact:
     proxy_parity: Parity | None = None  # of the graph that a pending file was built from
     proven_by: str | None = None  # runtime and version; None in older ones
     proven_in: Mapping[str, Any] | None = None  # environment of a proof that came later
+    build_s: float | None = None  # that writing it took, its proof apart; None in older ones
     schema: int = SCHEMA
 
     @property

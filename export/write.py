@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -82,14 +83,12 @@ def _written(
     manifest = manifest_path(path)
     metadata = _metadata(run, precision, raw=raw)
     with atomic_files(path, last=manifest) as part:
+        example = _images(reference, slice(2), raw=raw)
+        start = time.perf_counter()
         facts = target.export(
-            model,
-            _images(reference, slice(2), raw=raw),
-            part,
-            precision=precision,
-            metadata=metadata,
-            options=options,
+            model, example, part, precision=precision, metadata=metadata, options=options
         )
+        build_s = time.perf_counter() - start
         pending = target.pending(part, device=options.device)
         proof, session, proxy_parity = None, None, None
         try:
@@ -133,6 +132,7 @@ def _written(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             preprocessing=preprocessing,
             is_raw=raw,
+            build_s=round(build_s, 2),
         )
         text = json.dumps(artifact.to_json(), indent=1, allow_nan=False) + "\n"
         part.with_name(manifest.name).write_text(text)

@@ -247,6 +247,7 @@ def _measurement(
         host=trial.host,
         gpu=trial.gpu,
         footprint=subject.footprint,
+        build_s=subject.build_s,
     )
 
 

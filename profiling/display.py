@@ -100,6 +100,7 @@ def results(
             "images/s": number(record.images_per_s),
             "memory MiB": number(record.peak_memory_mib),
             "file MiB": mebibytes(record.file_bytes),
+            "build s": number(record.build_s),
             "load s": number(record.load_s),
             "first s": number(None if first_ms is None else first_ms / 1e3),
             "top-1 %": percent(record.top1),

@@ -123,6 +123,7 @@ class Measurement:
     host: HostLoad | None = None
     gpu: GpuState | None = None
     footprint: Footprint | None = None  # of the network before export
+    build_s: float | None = None  # that the export took; None where nothing was exported
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

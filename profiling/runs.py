@@ -51,6 +51,11 @@ class ExportedFile(Protocol):
         ...
 
     @property
+    def build_s(self) -> float | None:
+        """Seconds that writing it took; None where that is not known."""
+        ...
+
+    @property
     def accuracy(self) -> "Accuracy | None":
         """Of this very file, on the test split; None while its proof is pending."""
         ...
@@ -141,6 +146,7 @@ def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
         eager=Opening(eager.opener, eager.path, eager.allow),
         artifact_sha256=artifact.sha256,
         file_bytes=artifact.size_bytes,
+        build_s=artifact.build_s,
         top1=accuracy.top1 if accuracy else None,
         top5=accuracy.top5 if accuracy else None,
         accuracy_images=accuracy.images if accuracy else None,

@@ -30,6 +30,7 @@ class Subject:
     path: str
     artifact_sha256: str  # of the structure, where there is no file
     file_bytes: int | None
+    build_s: float | None = None  # that writing the file took
     image_shape: tuple[int, int, int] = (3, 32, 32)  # (C, H, W)
     num_classes: int | None = None  # None: logits of any width are a right answer
     params: int | None = None

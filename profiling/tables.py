@@ -25,6 +25,7 @@ CSV_FIELDS = (
         "logits_error",
         "peak_memory_mib",
         "memory_method",
+        "build_s",
         "load_s",
         "first_call_ms",
     ),
@@ -253,18 +254,19 @@ def cells(table: Table) -> list[list[str]]:
                 number(None if first_call is None else first_call / 1e3),
             ]
         )
-    for line, more in zip(lines, _counted_cells(table), strict=True):
+    for line, more in zip(lines, _optional_cells(table), strict=True):
         line += more
     return lines
 
 
-def _counted_cells(table: Table) -> list[list[str]]:
-    """Columns of what was counted and of the roof, header first; only those with any number."""
+def _optional_cells(table: Table) -> list[list[str]]:
+    """Columns that not every table has, header first; only those with any number."""
     last = table.batches[-1:]
     kinds: tuple[tuple[str, Sequence[int], Callable[[Measurement], str]], ...] = (
-        ("activations MiB", last, lambda record: mebibytes(record.activation_bytes)),
-        ("FLOPs/byte", last, lambda record: number(record.intensity)),
-        ("roof %", table.batches, lambda r: percent(share_of_roof(r, table.roof), 1)),
+        ("Build s", last, lambda record: number(record.build_s)),
+        ("b{} activations MiB", last, lambda record: mebibytes(record.activation_bytes)),
+        ("b{} FLOPs/byte", last, lambda record: number(record.intensity)),
+        ("b{} roof %", table.batches, lambda r: percent(share_of_roof(r, table.roof), 1)),
     )
     columns = []
     for title, batches, cell in kinds:
@@ -272,7 +274,7 @@ def _counted_cells(table: Table) -> list[list[str]]:
             found = [row.by_batch.get(batch) for row in table.rows]
             texts = ["" if record is None else cell(record) for record in found]
             if any(texts):
-                columns.append([f"b{batch} {title}", *texts])
+                columns.append([title.format(batch), *texts])
     return [list(line) for line in zip(*columns, strict=True)] or [[]] * (len(table.rows) + 1)
 
 

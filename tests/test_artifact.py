@@ -223,6 +223,15 @@ def test_provider_is_for_onnx_alone(copied: Path) -> None:
 # In the bench
 
 
+def test_bench_knows_how_long_the_export_took(copied: Path) -> None:
+    edit(copied.with_suffix(".json"), build_s=12.5)
+    run = copied.parents[1]
+
+    eager, *_, exported = run_subjects(run, artifacts=find_artifacts(run))
+
+    assert (eager.build_s, exported.build_s) == (None, 12.5)
+
+
 def test_pending_artifact_is_never_measured(copied: Path) -> None:
     manifest = copied.with_suffix(".json")
     edit(manifest, pending="it runs on a GPU only", parity=None, accuracy=None)

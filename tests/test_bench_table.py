@@ -42,6 +42,15 @@ def test_every_statistic_has_a_column() -> None:
     assert "device ms" not in results([record])
 
 
+def test_seconds_of_the_export_stand_beside_those_of_loading() -> None:
+    record = measurement(**FACTS, build_s=12.5, load_s=0.25, first_call_ms=8.0)
+
+    header, line = results([record]).splitlines()
+
+    assert header.split("  ")[-5:-1] == ["file MiB", "build s", "load s", "first s"]
+    assert line.split()[-4:-1] == ["12.5", "0.250", "0.00800"]
+
+
 def test_a_gpu_adds_its_own_clock() -> None:
     facts = FACTS | {"samples_device_ms": (1.0,) * 4, "samples_enqueue_ms": (0.25,) * 4}
 

@@ -44,6 +44,7 @@ def test_manifest_states_where_the_file_came_from(exported: Artifact, data: Data
     assert manifest["file"] == "onnx-fp32.onnx"
     assert manifest["sha256"] == sha256_file(exported.path)
     assert manifest["size_bytes"] == exported.path.stat().st_size
+    assert manifest["build_s"] > 0
     assert manifest["source_weights_sha256"] == run.meta.weights_sha256
     assert manifest["dataset"]["name"] == "cifar100-mini"
     assert manifest["dataset"]["digest"] == data.digest

@@ -58,6 +58,12 @@ def test_row_joins_both_batch_sizes() -> None:
     ]
 
 
+def test_seconds_of_an_export_have_a_column_where_there_was_one() -> None:
+    (table,) = efficiency_tables([measurement(), measurement(backend="onnx", build_s=7.25)])
+
+    assert [line[-1] for line in cells(table)] == ["Build s", "", "7.25"]
+
+
 def test_environments_and_data_sets_never_share_a_table() -> None:
     slower = replace(ENVIRONMENT, threads=1)
     mini = replace(SOURCE, dataset="cifar100-mini", dataset_digest="ee" * 32)

@@ -13,6 +13,9 @@ machine that changes its speed within a second would be in it.
 Some minutes on an idle machine, a quarter of an hour on a busy one:
 
     PYTHONPATH=. .venv/bin/python tests/benchmarks/agreement.py
+
+With --device cuda, CUDA event times of eager torch, the L2 cache overwritten before each call,
+against `triton.testing.do_bench`, which does so too. No machine with a GPU has run that part yet.
 """
 
 import argparse
@@ -30,10 +33,12 @@ from torch import Tensor
 from export import load_target
 from export.target import ExportOptions
 from export.to_openvino import OpenVinoSession
+from profiling.gpu import CudaClock, l2_flush
 from profiling.host import idlest_core
 from profiling.latency import time_calls, time_reference
 from profiling.samples import paired_ratio
 from zoo import command
+from zoo.doctor import require_kernels
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError
 from zoo.files import write_json
@@ -41,7 +46,8 @@ from zoo.models import create_model
 from zoo.session import EagerSession, InferenceSession
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "bench_results" / "trust" / "agreement.json"
+FOLDER = ROOT / "bench_results" / "trust"
+FILES = {"cpu": "agreement.json", "cuda": "agreement-cuda.json"}
 MODEL = "resnet_20"
 METADATA = {"cifar_zoo_version": "0", "model": MODEL}  # of the files, which no manifest follows
 ROUNDS, MOST_ROUNDS = 25, 400  # that count, and that are taken at most
@@ -56,36 +62,44 @@ Timed = Callable[[], float]  # a round of calls: their median in milliseconds
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, and fail where a figure of ours is not that of the runtime's own tool."""
     parser = command.Parser("agreement", "Hold our times against those of the runtimes' tools.")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="where it is written")
+    parser.add_argument("--device", choices=FILES, default="cpu", help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: in bench_results/trust)"
+    )
     args = parser.parse_args(argv)
     return command.run("agreement", lambda: _agreement(args))
 
 
 def _agreement(args: argparse.Namespace) -> int:
+    device, out = args.device, args.out or FOLDER / FILES[args.device]
+    require_kernels(device)
     torch.set_num_threads(1)
-    environment = capture().to_json()  # of all cores, before it keeps to one
+    environment = capture(device).to_json()  # of all cores, before it keeps to one
     core = idlest_core()
     if core is not None:
         os.sched_setaffinity(0, {core})  # and with it whatever is started here
     model = create_model(MODEL).eval()
     rows, whole_calls = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for backend, batch, ours, theirs in pairs(model, Path(folder)):
-            row = compared(backend, batch, ours, theirs)
+        both = pairs(model, Path(folder)) if device == "cpu" else cuda_pairs(model)
+        for backend, batch, ours, theirs in both:
+            row = compared(backend, batch, ours, theirs, device=device)
             (whole_calls if backend == WHOLE_CALL else rows).append(row)
             print("{backend} b{batch}: {ours_ms:.3f} and {theirs_ms:.3f} ms, {says}".format(**row))
     head = {"model": MODEL, "commit": git_commit(), "environment": environment}
-    write_json(args.out, head | {"rows": rows, "whole_calls": whole_calls})
-    print(args.out)
+    write_json(out, head | {"rows": rows, "whole_calls": whole_calls})
+    print(out)
     return int(not all(row["agrees"] for row in rows))
 
 
-def compared(backend: str, batch: int, ours: Timed, theirs: Timed) -> dict[str, Any]:
+def compared(
+    backend: str, batch: int, ours: Timed, theirs: Timed, *, device: str
+) -> dict[str, Any]:
     """Alternate both, which is first as well; the ratio is that of each round.
 
     So what drifts does so for both.
     """
-    reference = time_reference("cpu", batch)
+    reference = time_reference(device, batch)
     rounds: list[dict[str, Any]] = []
     counted: list[dict[str, Any]] = []
     while len(counted) < ROUNDS and len(rounds) < MOST_ROUNDS:
@@ -145,6 +159,40 @@ def pairs(model: torch.nn.Module, folder: Path) -> Iterator[tuple[str, int, Time
         app = benchmark_app(files["openvino"], images)
         yield "openvino", batch, inner(openvino, images), app
         yield WHOLE_CALL, batch, ours(openvino, images), app
+
+
+def cuda_pairs(model: torch.nn.Module) -> Iterator[tuple[str, int, Timed, Timed]]:
+    """The same of a GPU."""
+    session = EagerSession(model, device="cuda")
+    for batch in SHARES:
+        images = torch.randn(batch, 3, 32, 32, device="cuda")
+        yield "eager", batch, device_time(session, images), triton_bench(session, images)
+
+
+def device_time(session: InferenceSession, images: Tensor) -> Timed:
+    """A round of zoo-bench --l2-flush, by the GPU's own clock."""
+    clock, flush = CudaClock("cuda"), l2_flush("cuda")
+
+    def measure() -> float:
+        session.run(images)
+        seconds = SECONDS[len(images)]
+        calls = time_calls(session, images, seconds=seconds, device_clock=clock, before_each=flush)
+        return statistics.median(calls.device_ms)
+
+    return measure
+
+
+def triton_bench(session: InferenceSession, images: Tensor) -> Timed:
+    """triton's own timer around the same call."""
+    from triton.testing import do_bench
+
+    milliseconds = 1e3 * SECONDS[len(images)]
+
+    def measure() -> float:
+        found = do_bench(lambda: session.run(images), rep=milliseconds, return_mode="median")
+        return float(found)
+
+    return measure
 
 
 def ours(session: InferenceSession, images: Tensor) -> Timed:
