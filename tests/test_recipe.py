@@ -1,9 +1,12 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from training.cli import main
+from training.options import build_parser, make_job
 from training.recipe import Recipe, scaled, with_epochs, with_settings
 from training.recipes import QUICK, RECIPES, STUDY, named_recipe, recipe_for
 from training.start import IMAGENET_MEAN, IMAGENET_STD, Wanted, begin
@@ -12,6 +15,7 @@ from zoo.data import Dataset, load_dataset
 from zoo.errors import UnknownModelError, ZooError
 from zoo.models import MODELS, create_model
 
+ROOT = Path(__file__).parents[1]
 OWN = "few_images:no_such_function"  # never looked up: its name says whose it is
 
 
@@ -101,6 +105,32 @@ def test_the_study_leaves_drop_path_to_the_model() -> None:
     rates = [module.rate for module in built.modules() if type(module).__name__ == "DropPath"]
 
     assert max(rates) == 0.05
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_of_a_recipe_trains_by_it(name: str) -> None:
+    program, *arguments = RECIPES[name].command.split()
+
+    job = make_job(build_parser().parse_args(arguments))
+
+    assert (program, job.recipe.name) == ("zoo-train", name)
+    changed = {"full_train": "--full-train" in arguments, "drop_path": job.recipe.drop_path}
+    assert job.recipe == replace(RECIPES[name].recipe, **changed)
+
+
+def test_what_to_expect_of_quick_is_what_the_recorded_run_reached() -> None:
+    meta = json.loads((ROOT / "bench_results" / "runs" / "resnet_20-s0" / "meta.json").read_text())
+
+    assert Recipe.from_json(meta["recipe"]) == replace(QUICK, precision="bf16")
+    assert RECIPES["quick"].expected.startswith(f"{meta['test_top1']:.2%}, one seed")
+
+
+def test_recipes_are_listed_with_their_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--recipes"]) == 0
+
+    told = capsys.readouterr().out
+    assert told.startswith("study: 300 epochs of 1024 images a step\n    zoo-train resnet_20 ")
+    assert all(one.command in told and one.expected in told for one in RECIPES.values())
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -262,7 +292,8 @@ def test_a_field_out_of_range_is_named(field: str, value: object, expected: str)
 
 
 def test_recipes_survive_json() -> None:
-    for recipe in RECIPES.values():
+    for name in RECIPES:
+        recipe = named_recipe(name)
         assert Recipe.from_json(recipe.to_json()) == recipe
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from training.elastic import Launch, is_launched, is_worker, launch, speaks, work
 from training.options import Job, build_parser, make_job, make_runtime
+from training.recipes import describe_recipes
 from zoo.command import run
 from zoo.errors import ZooError
 from zoo.preprocess import STORED_SIZE
@@ -34,6 +35,9 @@ def main_sweep(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    if args.recipes:
+        print(describe_recipes())
+        return
     if args.replay is not None:
         _replay(args)
         return

@@ -90,6 +90,11 @@ def build_parser() -> Parser:
     parser.add_argument("--freeze-backbone", action="store_true", help="train the classifier alone")
     parser.add_argument("--recipe", help=f"one of {', '.join(RECIPES)} (study unless resumed)")
     parser.add_argument(
+        "--recipes",
+        action="store_true",
+        help="list them with their commands and what to expect, and end",
+    )
+    parser.add_argument(
         "--epochs", type=positive_int, help="instead of the recipe's; warm-up keeps its share"
     )
     parser.add_argument("--batch-size", type=positive_int, help="images a step, all processes")

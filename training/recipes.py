@@ -1,7 +1,8 @@
 """The named recipes, and what each of them means for a network."""
 
 import inspect
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from training.recipe import Recipe
@@ -9,9 +10,7 @@ from training.strong import UP_TO_500K, strong_for
 from training.studies import COATNET_OPT, SECOND_STUDY, STUDY, second_study_for, study_for
 from zoo.errors import ZooError, nearest
 
-# zoo-train resnet_20 --recipe quick --compile
 # One cycle, up and down, with the light augmentation that a small network can use in few epochs.
-# 60.95% top-1 with one seed, in 16 minutes on two threads of an AMD EPYC (bench_results/runs/).
 QUICK = Recipe(
     name="quick",
     epochs=15,
@@ -27,13 +26,63 @@ QUICK = Recipe(
 # The same for networks that the first study trains with AdamW: its rate and decay. No run recorded.
 QUICK_ADAMW = replace(QUICK, optimizer="adamw", peak_lr=1e-3, nesterov=False, weight_decay=0.05)
 
-# zoo-train resnet_20 --recipe smoke --dataset cifar100-mini
-# Seconds, for tests; fp32 everywhere, so that its losses are the same on every CPU.
+# For tests; fp32 everywhere, so that its losses are the same on every CPU.
 SMOKE = Recipe(name="smoke", epochs=2, batch_size=200, peak_lr=0.05, precision="fp32")
 
-RECIPES = MappingProxyType(
-    {recipe.name: recipe for recipe in (STUDY, COATNET_OPT, SECOND_STUDY, UP_TO_500K, QUICK, SMOKE)}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedRecipe:
+    """A recipe, the command that trains by it, and what comes of that."""
+
+    recipe: Recipe  # as it stands for the network of the command
+    command: str
+    expected: str  # top-1 on the test images where a run of ours is recorded
+
+
+UNRECORDED = "no run of ours is recorded yet"
+NAMED = (
+    NamedRecipe(
+        recipe=STUDY,
+        command="zoo-train resnet_20 --recipe study --compile --full-train",
+        expected=f"{UNRECORDED}; what the first study reports: zoo-list",
+    ),
+    NamedRecipe(
+        recipe=COATNET_OPT,
+        command="zoo-train coatnet_cifar_opt --recipe coatnet_opt --compile --full-train",
+        expected=UNRECORDED,
+    ),
+    NamedRecipe(
+        recipe=SECOND_STUDY,
+        command="zoo-train resnet_18_ca_elu --recipe second_study --compile",
+        expected=UNRECORDED,
+    ),
+    NamedRecipe(
+        recipe=UP_TO_500K,
+        command="zoo-train resnet_20 --recipe strong --compile --full-train",
+        expected=UNRECORDED,
+    ),
+    NamedRecipe(
+        recipe=QUICK,
+        command="zoo-train resnet_20 --recipe quick --compile",
+        expected="60.95%, one seed, 16 minutes on two threads of an AMD EPYC (bench_results/runs)",
+    ),
+    NamedRecipe(
+        recipe=SMOKE,
+        command="zoo-train resnet_20 --recipe smoke --dataset cifar100-mini",
+        expected="better than chance, for tests",
+    ),
 )
+RECIPES: Mapping[str, NamedRecipe] = MappingProxyType({one.recipe.name: one for one in NAMED})
+
+
+def describe_recipes() -> str:
+    """All of them for people, with their commands."""
+    return "\n".join(
+        f"{one.recipe.name}: {one.recipe.epochs} epochs of {one.recipe.batch_size} images a step\n"
+        f"    {one.command}\n"
+        f"    {one.expected}"
+        for one in NAMED
+    )
 
 
 def named_recipe(name: str) -> Recipe:
@@ -44,7 +93,7 @@ def named_recipe(name: str) -> Recipe:
     """
     if name not in RECIPES:
         raise ZooError(f"no recipe named {name!r}: {nearest(name, RECIPES)}")
-    return RECIPES[name]
+    return RECIPES[name].recipe
 
 
 def recipe_for(name: str, model: str) -> Recipe:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from training.recipe import Recipe
 from training.studies import STUDY
 
-# zoo-train MODEL --recipe strong --compile --full-train
 # Twice the epochs of the first study, an average of the weights, label smoothing, no decay on norms
 # and biases. Values from publications, none of them tried here; no run recorded yet.
 # - The best strength of RandAugment grows with the width of a network: Cubuk et al. 2019,

@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 from training.recipe import Recipe
 
-# zoo-train MODEL --recipe study --compile --full-train
 # The first study: 300 epochs, batch 1,024 on any number of processes, every parameter decayed. SGD
 # for residual networks. No run of ours at 300 epochs has been recorded yet; what the study reports
 # for its 21 networks is in `zoo-list`. It names two alternatives, --set schedule=step and
@@ -34,7 +33,6 @@ STUDY_BY_NAME: Mapping[str, Recipe] = MappingProxyType(
     dict.fromkeys(("mlp_mixer_tiny", "mlp_mixer_tiny_asrun", "mlp_mixer_nano"), STUDY_SMALL_MIXER)
 )
 
-# zoo-train coatnet_cifar_opt --recipe coatnet_opt --compile --full-train
 # The plan for CoAtNet-CIFAROpt. Where it leaves a range we took the rate of the first study, the
 # longest training and, for its 27M parameters, the strongest regularisation but the least drop
 # path; alphas as in Touvron et al. 2020, arXiv:2012.12877, table 9. No run recorded yet.
@@ -50,7 +48,6 @@ COATNET_OPT = replace(
     cutmix_alpha=1.0,
 )
 
-# zoo-train resnet_18_ca_elu --recipe second_study --compile
 # The second study with all of its steps, on the networks of its ablations. Backwards, the steps
 # before: --set label_smoothing=0; --set jitter=0 --set flip_p=0 --set vertical_flip_p=0 --set
 # alternates_plain=false; resnet_18_ca for resnet_18_ca_elu; --set schedule=constant. Not stated, so
