@@ -293,8 +293,6 @@ def _write_run(folder: Path, one: Trial) -> Path:
     write_json(run / "meta.json", asdict(meta))
     lines = (json.dumps(asdict(line) | {"images_per_s": 100.0}) for line in one.curve)
     (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    scores = {"dataset": one.dataset, "images": one.test_images}
-    write_json(run.parent / "scores.json", scores | {"top1": one.top1, "top5": one.top5})
     for record in one.measurements:
         record.write(run)
     return run

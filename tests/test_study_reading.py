@@ -81,19 +81,6 @@ def test_a_job_that_has_not_come_far_has_no_numbers(tmp_path: Path) -> None:
     assert [t.failure for t in trials_of(found)] == [None, None, "out of memory"]
 
 
-def test_the_training_speaks_where_zoo_eval_was_not_asked(one: Comparison, tmp_path: Path) -> None:
-    write_sweep(tmp_path, one)
-    scores = tmp_path / "runs" / trial().id / "scores.json"
-    scores.write_text(json.dumps({"dataset": "cifar100", "images": 500, "top1": 0.25}))
-
-    (asked,) = read_comparisons(tmp_path)
-    scores.unlink()
-    (other,) = read_comparisons(tmp_path)
-
-    assert [(t.top1, t.top5, t.test_images) for t in trials_of(asked)] == [(0.25, None, 500)]
-    assert [(t.top1, t.top5, t.test_images) for t in trials_of(other)] == [(0.5, 0.8, 10_000)]
-
-
 def test_a_pre_training_counts_as_training(tmp_path: Path) -> None:
     one = trial(pretraining="simclr")
     write_sweep(tmp_path, comparison("self_supervised", arm("simclr", one)))
@@ -203,7 +190,6 @@ def test_damage_is_said_and_left_out(one: Comparison, tmp_path: Path) -> None:
     [
         ("meta.json", "[]", "is no meta.json of a run (expected an object, found list)"),
         ("metrics.jsonl", '{"epoch": 1}', "is damaged in line 1 (train_loss is missing)"),
-        ("../scores.json", "{}", "is no answer of zoo-eval (dataset is missing): is it damaged?"),
     ],
 )
 def test_each_file_of_a_run_is_checked(

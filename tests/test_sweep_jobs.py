@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import EAGER_TO_SAVE, SHORT, TINY, few_of_each
 
-from export.flags import eval_parser, export_parser
+from export.flags import export_parser
 from profiling.options import bench_parser
 from training import Runtime, train
 from training.ablations import ABLATIONS, STUDIES, Ablation, Arm, ablations_of
@@ -28,7 +28,7 @@ from training.sweep_jobs import (
     second_study,
     work_of,
 )
-from training.sweep_steps import CHILD, SCORES, Means, Step, steps_of
+from training.sweep_steps import CHILD, Means, Step, steps_of
 from zoo.errors import UnknownModelError, ZooError
 from zoo.models import MODELS
 from zoo.reported import read_table
@@ -290,9 +290,8 @@ def test_the_steps_of_a_job(tmp_path: Path) -> None:
     found = steps(replace(JOB, pretraining="simclr"), tmp_path, to=("onnx", "openvino"))
 
     assert list(found) == [
-        *("pretrain", "train", "export onnx", "export openvino", "evaluate", "bench"),
+        *("pretrain", "train", "export onnx", "export openvino", "bench"),
     ]
-    assert found["evaluate"].output == tmp_path / SCORES
 
 
 def test_what_the_other_commands_are_given(tmp_path: Path) -> None:
@@ -302,11 +301,9 @@ def test_what_the_other_commands_are_given(tmp_path: Path) -> None:
     )
 
     export = export_parser().parse_args(words(found["export onnx"]))
-    evaluation = eval_parser().parse_args(words(found["evaluate"]))
     bench = bench_parser().parse_args(words(found["bench"]))
 
     assert (export.paths, export.to, export.device) == ([run], ("onnx",), "cuda")
-    assert (evaluation.path, evaluation.json, evaluation.device) == (run, True, "cuda")
     assert (bench.what, bench.batch, bench.budget) == ([str(run)], (1, 8), 2.0)
     assert (bench.backend, bench.device) == (("eager", "onnx"), "cuda")
 
@@ -315,7 +312,7 @@ def test_a_network_of_the_users_own_is_named_to_every_command(tmp_path: Path) ->
     complete(tmp_path)
     found = steps(replace(JOB, model="tiny_network:tiny"), tmp_path)
 
-    for name in ("export onnx", "evaluate", "bench"):
+    for name in ("export onnx", "bench"):
         assert "--model tiny_network:tiny" in " ".join(words(found[name]))
 
 
@@ -373,12 +370,11 @@ def test_what_lies_there_is_done(tmp_path: Path) -> None:
     run = complete(tmp_path)
     (run / "artifacts").mkdir()
     (run / "artifacts" / "onnx-fp32.json").write_text('{"target": "onnx"}')
-    (tmp_path / SCORES).write_text("{}")
 
     after = [name for name in found if found[name].is_done()]
 
     assert before == []
-    assert after == ["train", "export onnx", "evaluate"]
+    assert after == ["train", "export onnx"]
 
 
 def test_a_run_that_is_not_complete_is_not_done(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from small_runs import SHORT, few_of_each
 
 from training import Recipe, Runtime, named_recipe
-from training.loop import Trainer
+from training.loop import PROBE_STEPS, Trainer
 from zoo.data import Dataset, load_dataset
 from zoo.errors import ZooError
 from zoo.models import create_model
@@ -54,6 +54,20 @@ def test_predicting_the_time_changes_nothing(few: Dataset) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(other), strict=True))
     losses = [[loss.item() for loss, _ in t.run_steps(1)] for t in (run, other)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("enough_s", "steps"), [(1e-9, 1), (1e9, PROBE_STEPS)])
+def test_of_long_steps_one_is_enough_to_predict_the_time(
+    enough_s: float, steps: int, few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.loop.PROBE_S", enough_s)
+    run, taken = trainer(SHORT, few), []
+    take = run.stepper.take
+    monkeypatch.setattr(run.stepper, "take", lambda: taken.append(take()))
+
+    run.predicted_seconds(1)
+
+    assert len(taken) == 1 + steps  # after one that compiles
 
 
 def test_the_first_ten_losses_are_the_stored_ones() -> None:

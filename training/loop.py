@@ -24,7 +24,9 @@ from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, cudnn_benchmark
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
-PROBE_STEPS = 3
+PROBE_STEPS = 3  # at most, to predict the time
+PROBE_IMAGES = {"cpu": 64, "cuda": 1000}  # of the test split, for the same
+PROBE_S = 2.0  # of either: of what takes longer, one more call says little
 EVALUATION_BATCH = {"cpu": 256, "cuda": 1000}  # images in one call
 
 
@@ -184,16 +186,18 @@ class Trainer:
             if stepper.wants_graph:
                 self._stay_within()
                 first += self._timed(stepper.capture)
-        steps = [self._timed(self._probe) for _ in range(PROBE_STEPS)]
+        steps = self._few_timed(self._probe, PROBE_STEPS)
         self.compile_seconds = max(0.0, first - median(steps))
         stepper.load_state(before)
         session = EagerSession(self.selected, device=str(self.device))
-        part = self.data.test.images[: EVALUATION_BATCH[self.device.type]]
-        evaluation = min(self._timed(lambda: self._predict(session, part)) for _ in range(2))
+        batch = PROBE_IMAGES[self.device.type]
+        part = self.data.test.images[:batch]
+        evaluation = min(
+            self._few_timed(lambda: predict(session, part, self.preprocessing, batch=batch), 2)
+        )
         held_out = 0 if self.held_out is None else len(self.held_out.fine)
         images = (epochs * held_out + len(self.data.test.fine)) / self.world
-        batches = images / EVALUATION_BATCH[self.device.type]
-        return float(median(steps) * epochs * self.steps + evaluation * batches)
+        return float(median(steps) * epochs * self.steps + evaluation * images / batch)
 
     def epoch(
         self,
@@ -356,6 +360,13 @@ class Trainer:
         """Go back to the first step where the epoch has no more."""
         if self.stepper.step == self.steps:
             self.stepper.begin(self.stepper.epoch)
+
+    def _few_timed(self, call: Callable[[], object], most: int) -> list[float]:
+        """Seconds of some calls, as many in each process: they work together."""
+        seconds: list[float] = []
+        while len(seconds) < most and (self.world > 1 or sum(seconds) < PROBE_S):
+            seconds.append(self._timed(call))
+        return seconds
 
     def _timed(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()

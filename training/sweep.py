@@ -29,7 +29,6 @@ from training.sweep_record import (
     write_record,
 )
 from training.sweep_steps import Step
-from zoo.files import atomic_file
 from zoo.text import printable
 
 POLL_SECONDS = 1.0  # between two looks at jobs that others work on
@@ -240,7 +239,7 @@ def _reason(step: Step, code: int, log: Path) -> str:
 
 
 def _run(step: Step, out: Path, job_id: str, mine: Claim, deadline: float | None) -> int:
-    """Start the command of a step and wait for it; what it prints is kept where it succeeds.
+    """Start the command of a step and wait for it; the log takes what it prints.
 
     Raises:
         _Stopped: the time is over, or the claim was lost; the child has ended.
@@ -250,27 +249,15 @@ def _run(step: Step, out: Path, job_id: str, mine: Claim, deadline: float | None
     with log.open("ab") as said:
         said.write(f"$ {step.shown}\n".encode())
         said.flush()
-        if step.output is None:
-            return _wait(_start(step, said.fileno(), said.fileno(), mine), mine, deadline)
-        with suppress(_Unsuccessful), atomic_file(step.output) as part:
-            with part.open("wb") as printed:
-                child = _start(step, printed.fileno(), said.fileno(), mine)
-                code = _wait(child, mine, deadline)
-            if code != 0:
-                raise _Unsuccessful
-        return code
+        return _wait(_start(step, said.fileno(), mine), mine, deadline)
 
 
-class _Unsuccessful(Exception):
-    """A command failed, so what it printed goes."""
-
-
-def _start(step: Step, stdout: int, stderr: int, mine: Claim) -> subprocess.Popen[bytes]:
+def _start(step: Step, said: int, mine: Claim) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         step.argv(),
         stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
+        stdout=said,
+        stderr=said,
         env=os.environ | {PARENT: str(os.getpid())},
         pass_fds=(mine.handle,),
         process_group=0,  # Ctrl-C reaches the sweep alone, which then ends its child

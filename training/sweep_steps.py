@@ -10,8 +10,7 @@ from zoo.errors import MachineError, ZooError
 from zoo.files import read_json
 
 CHILD = (sys.executable, "-P", "-m", "training.sweep_child")
-TRAIN, PRETRAIN, EVALUATE, BENCH = "train", "pretrain", "evaluate", "bench"
-SCORES = "scores.json"  # what zoo-eval says of a run, beside it
+TRAIN, PRETRAIN, BENCH = "train", "pretrain", "bench"
 META, RECORDS, ARTIFACTS = "meta.json", "records", "artifacts"  # in a run
 
 
@@ -37,7 +36,6 @@ class Step:
     argv: Callable[[], Sequence[str]]  # of the child; known when the steps before it are done
     shown: str  # the command
     macs: int | None = None  # of its work, nearly
-    output: Path | None = None  # takes what it prints; None: the log
     is_done: Callable[[], bool] = lambda: False  # by what lies on the disk
 
 
@@ -45,7 +43,8 @@ def steps_of(job: Job, work: Work, folder: Path, means: Means) -> list[Step]:
     """The steps of a job whose runs lie in `folder`."""
     steps = [_pretrain(job, work, folder, means)] if job.pretraining else []
     run = (*steps, _train(job, work, folder, means))
-    return [*run, *_exports(job, work, folder, means), *_measured(job, work, folder, means)]
+    exports = [_export(job, work, folder, means, target) for target in means.to]
+    return [*run, *exports, _bench(job, work, folder, means)]
 
 
 def run_of(folder: Path) -> Path | None:
@@ -67,7 +66,6 @@ def _step(
     *,
     options: Sequence[str] = (),
     macs: int | None = None,
-    output: Path | None = None,
     is_done: Callable[[], bool],
     shown: Sequence[str],
 ) -> Step:
@@ -77,7 +75,6 @@ def _step(
         argv=lambda: (*CHILD, f"cifar_zoo:{function}", *arguments()),
         shown=" ".join((command, *shown)),
         macs=macs,
-        output=output,
         is_done=is_done,
     )
 
@@ -141,10 +138,6 @@ def _train(job: Job, work: Work, folder: Path, means: Means) -> Step:
     )
 
 
-def _exports(job: Job, work: Work, folder: Path, means: Means) -> list[Step]:
-    return [_export(job, work, folder, means, target) for target in means.to]
-
-
 def _export(job: Job, work: Work, folder: Path, means: Means, target: str) -> Step:
     options = ["--to", target, *_measuring(job, means)]
 
@@ -163,33 +156,21 @@ def _export(job: Job, work: Work, folder: Path, means: Means, target: str) -> St
     )
 
 
-def _measured(job: Job, work: Work, folder: Path, means: Means) -> list[Step]:
-    scores = folder / SCORES
-    evaluation = ["--json", *_measuring(job, means)]
+def _bench(job: Job, work: Work, folder: Path, means: Means) -> Step:
     bench = [
         *("--batch", ",".join(map(str, means.batch))),
         *([] if means.budget_s is None else ["--budget", f"{means.budget_s:g}"]),
         *(["--backend", ",".join(means.backend)] if means.backend else []),
         *_measuring(job, means),
     ]
-    return [
-        _step(
-            *("evaluate", "zoo-eval", EVALUATE),
-            lambda: [str(_required(folder)), *evaluation, *_data(means)],
-            macs=work.test_macs,
-            output=scores,
-            is_done=scores.exists,
-            shown=["RUN", *evaluation],
-        ),
-        _step(
-            *("bench", "zoo-bench", BENCH),
-            lambda: [str(_required(folder)), *bench, *_data(means)],
-            options=[*bench, *means.to],
-            macs=work.test_macs,
-            is_done=lambda: False,  # records lie there from the first backend on
-            shown=["RUN", *bench],
-        ),
-    ]
+    return _step(
+        *("bench", "zoo-bench", BENCH),
+        lambda: [str(_required(folder)), *bench, *_data(means)],
+        options=[*bench, *means.to],
+        macs=work.test_macs,
+        is_done=lambda: False,  # records lie there from the first backend on
+        shown=["RUN", *bench],
+    )
 
 
 def _required(folder: Path) -> Path:

@@ -44,7 +44,7 @@ class Trial:
     image_size: int | None = None  # None: as stored
     params: int | None = None  # trainable
     macs: int | None = None  # of one image
-    top1: float | None = None  # over all test images, by zoo-eval; else by the training itself
+    top1: float | None = None  # over all test images
     top5: float | None = None
     test_images: int | None = None
     train_seconds: float | None = None  # with those of a pre-training

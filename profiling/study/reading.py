@@ -24,7 +24,6 @@ from profiling.study.sweep_files import (
     read_curve,
     read_job,
     read_plan,
-    read_scores,
 )
 from zoo.errors import RecordError
 
@@ -145,7 +144,7 @@ class _Reader:
             before = self._guarded(complete_run, folder / PRETRAINING)
             seconds = None if before is None else meta.train_seconds + before[1].train_seconds
         records = sorted(measured.get((trial.model, meta.weights_sha256), ()), key=_order)
-        trial = replace(
+        return replace(
             trial,
             dataset_digest=meta.dataset.digest,
             params=next((r.params for r in reversed(records) if r.params is not None), None),
@@ -159,10 +158,6 @@ class _Reader:
             measurements=tuple(records),
             curve=self._guarded(read_curve, run) or (),
         )
-        scores = self._guarded(read_scores, folder)
-        if scores is None or scores.dataset != trial.dataset:
-            return trial
-        return replace(trial, top1=scores.top1, top5=scores.top5, test_images=scores.images)
 
     def _guarded(self, read: Callable[[Path], T], path: Path) -> T | None:
         try:

@@ -14,7 +14,7 @@ from zoo.plain import from_plain
 
 PLANS, JOBS, RUNS = "plans", "jobs", "runs"  # folders of a sweep
 PRETRAINING = "pretraining"  # in the folder of a job: its run before the run
-META, METRICS, SCORES = "meta.json", "metrics.jsonl", "scores.json"
+META, METRICS = "meta.json", "metrics.jsonl"
 SCHEMA = 1  # of plans and of jobs
 DONE, FAILED = "done", "failed"  # states of a job
 T = TypeVar("T")
@@ -140,16 +140,6 @@ class RunMeta:
     finished_at: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """What zoo-eval says of a run."""
-
-    dataset: str
-    images: int
-    top1: float
-    top5: float | None = None
-
-
 def read_plan(path: Path) -> Plan:
     """Read a plan.
 
@@ -179,16 +169,6 @@ def complete_run(folder: Path) -> tuple[Path, RunMeta] | None:
         if meta.finished_at is not None:
             return path.parent, meta
     return None
-
-
-def read_scores(folder: Path) -> Scores | None:
-    """What zoo-eval said of a job's run; None where it was not asked.
-
-    Raises:
-        RecordError: the file is damaged.
-    """
-    path = folder / SCORES
-    return _read(Scores, path, "answer of zoo-eval") if path.exists() else None
 
 
 def read_curve(run: Path) -> tuple[Epoch, ...]:
