@@ -1,7 +1,7 @@
 """Measure several backends side by side: one worker process each, in turns.
 
 Within a batch size every backend gets a short round in turn, and a reference kernel runs between
-the turns: what slows the machine down for a while hits all of them alike.
+the turns and within them: what slows the machine down for a while hits all of them alike.
 """
 
 import statistics
@@ -147,15 +147,16 @@ def _measure(
             tell(trial.subject, trial.batch, trial.status)
     meter = LoadMeter(lambda: [reference.pid, *(lane.pid for lane in lanes if lane.pid)], core=core)
     batch = trials[0].batch
-    before = reference.ask("reference", limit_s=limit_s, batch=batch)
+
+    def clock() -> dict[str, Any]:
+        return reference.ask("reference", limit_s=limit_s, batch=batch)
+
+    last = clock()
     while pairs := [(lane, trial) for lane, trial in pairs if trial.status == RUNNING]:
         for lane, trial in pairs:
-            taken = lane.round(trial)
-            after = reference.ask("reference", limit_s=limit_s, batch=batch)
-            if taken is not None:
-                trial.keep(taken, before, after)
+            last = lane.round(trial, clock, last)
+            if trial.status == RUNNING:
                 lane.finish(trial, meter)
-            before = after
             stage = "timing" if trial.status == RUNNING else trial.status
             tell(trial.subject, trial.batch, stage)
 

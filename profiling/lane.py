@@ -1,7 +1,7 @@
 """One subject and its worker through a benchmark; whatever breaks ends in a reason."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,16 @@ from profiling.record import FAILED, OK, SKIPPED, GpuState, HostLoad
 from profiling.subject import Subject
 
 ROUNDS = 12  # into which a budget is cut
+# Of a round on a CPU, between two turns of the reference kernel; on a GPU, whose speed changes
+# slowly and whose energy counter too, a round is one piece.
+PIECE_S = 0.1
 LEAST_ROUNDS = 6  # before a measurement may end: fewer give no interval of their medians
 LEAST_CALLS = 3
+MOST_CALLS = 400  # of one round that are kept: so a record of four clocks stays below 240 kB
 WARM_UP_SHARE = 0.2  # of the budget, at most
-SETTLE_SHARE = 0.1  # a call shorter than this share of a round may go uncounted at its start
+SETTLE_SHARE = 0.2  # a call shorter than this share of a piece may go uncounted at its start
 RUNNING = "running"  # the status of a trial that has not ended
+Answer = dict[str, Any]  # of a worker
 
 
 @dataclass
@@ -73,14 +78,16 @@ class Trial:
         """How much of it is done."""
         return min(1.0, self.spent_s / self.budget_s) if self.status == RUNNING else 1.0
 
-    def keep(self, taken: dict[str, Any], *references: dict[str, Any]) -> None:
-        """Add the answers of a round, and those of the reference kernel before and after it."""
-        self.samples_ms += taken["wall_ms"]
-        self.samples_cpu_ms += taken["cpu_ms"]
-        self.samples_enqueue_ms += taken["enqueue_ms"]
-        self.samples_device_ms += taken["device_ms"]
-        self.untimed += taken["untimed"]
-        self.round_calls.append(len(taken["wall_ms"]))
+    def keep(self, pieces: Sequence[Answer], references: Sequence[Answer]) -> None:
+        """Add a round: the answers of its pieces, and of the reference kernel around each."""
+        for taken in pieces:
+            self.samples_ms += taken["wall_ms"]
+            self.samples_cpu_ms += taken["cpu_ms"]
+            self.samples_enqueue_ms += taken["enqueue_ms"]
+            self.samples_device_ms += taken["device_ms"]
+            self.untimed += taken["untimed"]
+            self.round_gpu += [taken["gpu"]] if taken["gpu"] is not None else []
+        self.round_calls.append(sum(len(taken["wall_ms"]) for taken in pieces))
         wall_ms, cpu_ms = (
             tuple(ms for reference in references for ms in reference[clock])
             for clock in ("wall_ms", "cpu_ms")
@@ -88,8 +95,7 @@ class Trial:
         self.round_reference_ms.append(statistics.median(wall_ms))
         self.round_reference_samples_ms.append(wall_ms)
         self.round_reference_samples_cpu_ms.append(cpu_ms)
-        self.round_gpu += [taken["gpu"]] if taken["gpu"] is not None else []
-        self.call_ms = statistics.median(taken["wall_ms"])
+        self.call_ms = statistics.median(pieces[-1]["wall_ms"])
 
     @property
     def gpu(self) -> GpuState | None:
@@ -194,22 +200,38 @@ class Lane:
         except WorkerError as error:
             trial.end(FAILED, str(error))
 
-    def round(self, trial: Trial) -> dict[str, Any] | None:
-        """Time calls for a part of the budget; None where that failed."""
+    def round(self, trial: Trial, reference: Callable[[], Answer], before: Answer) -> Answer:
+        """Time calls for a part of the budget; `before` is the reference kernel's last answer.
+
+        The kernel runs after each piece, for a machine may change its speed within a second. Its
+        last answer is returned, and begins the next round. Where a call fails, none is kept.
+        """
         left_s = max(0.0, trial.budget_s - trial.spent_s)
         seconds = min(trial.budget_s / ROUNDS, left_s)
-        try:
-            taken = self._ask(
-                "time",
-                seconds=seconds,
-                least=1 if seconds < left_s else max(1, LEAST_CALLS - len(trial.samples_ms)),
-                settle=1e-3 * trial.call_ms < SETTLE_SHARE * seconds,
-            )
-        except WorkerError as error:
-            trial.end(FAILED, str(error))
-            return None
-        trial.spent_s += taken["seconds"]
-        return taken
+        is_cpu = self._greeting["device"] == "cpu"
+        count = max(1, round(seconds / PIECE_S)) if is_cpu else 1
+        pieces: list[Answer] = []
+        references = [before]
+        spent_s = 0.0
+        while not pieces or spent_s < seconds:
+            missing = LEAST_CALLS - len(trial.samples_ms) - sum(len(p["wall_ms"]) for p in pieces)
+            try:
+                taken = self._ask(
+                    "time",
+                    seconds=seconds / count,
+                    least=1 if seconds < left_s else max(1, missing),
+                    most=max(1, MOST_CALLS // count),
+                    settle=1e-3 * trial.call_ms < SETTLE_SHARE * seconds / count,
+                )
+            except WorkerError as error:
+                trial.end(FAILED, str(error))
+                return reference()
+            pieces.append(taken)
+            references.append(reference())
+            spent_s += taken["seconds"]
+        trial.spent_s += spent_s
+        trial.keep(pieces, references)
+        return references[-1]
 
     def finish(self, trial: Trial, meter: LoadMeter) -> None:
         """After the last round check the answer again; take the peak memory and the load."""

@@ -6,7 +6,7 @@ from zoo import command
 
 RUNS, RESULTS = Path("runs"), Path("bench_results")
 IMAGE_SIZE = 32
-BUDGET_S = 8.0
+BUDGET_S = 5.0
 
 
 def bench_parser() -> command.Parser:

@@ -142,10 +142,10 @@ class Worker:
             "is_stationary": result.is_stationary,
         }
 
-    def time(self, seconds: float, least: int, settle: bool) -> dict[str, Any]:
-        """One round of timed calls; with `settle` after one that is not counted.
+    def time(self, seconds: float, least: int, most: int, settle: bool) -> dict[str, Any]:
+        """A piece of a round of timed calls; with `settle` after one that is not counted.
 
-        Between two rounds other workers have used the caches and this one's threads slept. Energy
+        Between two pieces other workers have used the caches and this one's threads slept. Energy
         is absent where the L2 cache is overwritten, for the counter holds that too.
         """
         start = time.perf_counter()
@@ -159,7 +159,7 @@ class Worker:
             self._images,
             seconds=seconds,
             least=least,
-            most=latency.MOST_CALLS,
+            most=most,
             device_clock=self._clock,
             before_each=self._flush,
         )
@@ -167,7 +167,7 @@ class Worker:
         return {**asdict(calls), "seconds": seconds, "gpu": self._gpu_state(before_mj)}
 
     def _gpu_state(self, before_mj: int | None) -> dict[str, Any] | None:
-        """What NVML says after a round that began at this reading of its energy counter."""
+        """What NVML says after calls that began at this reading of its energy counter."""
         if self._nvml is None:
             return None
         energy_mj, state = _growth(before_mj, self._nvml.energy_mj), self._nvml.state()
