@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx
 
 Opener = Callable[["onnx.ModelProto"], InferenceSession]
-CONST_B = {"MatMulConstBOnly": True}  # products of two activations, as in attention, stay float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +40,7 @@ CPU = Preset(
         *("Add", "Mul", "Relu", "Clip", "Concat"),
         *("MaxPool", "AveragePool", "GlobalAveragePool"),
     ),
-    options=CONST_B,
+    options={},
 )
 # No offsets and float biases, all that TensorRT's parser reads. Only what goes into a convolution
 # or product is rounded: what comes out is fused with the addition and activation that follow.
@@ -51,7 +50,6 @@ TENSORRT = Preset(
     is_symmetric=True,
     operators=WEIGHTED,
     options={
-        **CONST_B,
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
         "QuantizeBias": False,
@@ -146,7 +144,7 @@ def with_quantisers(
         QuantType[preset.activations],
         TensorsData(CalibrationMethod.MinMax, ranges),
         [],
-        [name for layer in kept for name in layer.nodes],
+        [*products_of_activations(copy), *(name for layer in kept for name in layer.nodes)],
         list(preset.operators),
         dict(preset.options),
     )
@@ -160,3 +158,17 @@ def with_quantisers(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
         raise MachineError(f"the quantised graph is not valid: {first_line(reason)}") from None
     return result
+
+
+def products_of_activations(proto: "onnx.ModelProto") -> list[str]:
+    """Names of the products without weights, as in attention; they stay in float.
+
+    Rounded, they cost more accuracy than time, and ONNX Runtime's own option to leave them is for
+    another kind of graph.
+    """
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "MatMul" and not constants.intersection(node.input)
+    ]

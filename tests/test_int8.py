@@ -249,6 +249,41 @@ def test_tensorrt_gets_no_offsets_and_float_biases(
     assert set(biases) == {TensorProto.FLOAT}
 
 
+class Attention(torch.nn.Module):
+    """One head over the four quarters of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = torch.nn.Conv2d(3, 8, 16, 16)
+        self.mix = torch.nn.Linear(8, 24)
+        self.head = torch.nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.mix(self.cut(images).flatten(2).mT).chunk(3, -1)
+        mixed = (query @ key.mT).softmax(-1) @ value
+        logits: torch.Tensor = self.head(mixed.mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("preset", [CPU, TENSORRT], ids=["cpu", "trt"])
+def test_products_of_two_activations_stay_in_float(
+    preset: Preset, calibration: Calibration
+) -> None:
+    seen = onnx_graph(Attention().eval(), images(2), metadata={"cifar_zoo_version": "0"})
+    seen = onnx.shape_inference.infer_shapes(seen)
+    ranges = value_ranges(
+        seen, preset.operators, lambda: calibration.batches(seen), method="minmax"
+    )
+
+    made = with_quantisers(seen, preset, ranges, []).graph
+
+    makers = {name: node for node in made.node for name in node.output}
+    (softmax,) = (node for node in made.node if node.op_type == "Softmax")
+    assert makers[softmax.input[0]].op_type == "MatMul"  # not DequantizeLinear
+    assert {node.op_type for node in made.node if softmax.output[0] in node.input} == {"MatMul"}
+    assert sum(node.op_type == "MatMul" for node in made.node) == 3
+
+
 def test_int8_gives_the_same_file_again(graph: onnx.ModelProto, calibration: Calibration) -> None:
     first, second = (quantise(graph, CPU, calibration, SimulatedSession)[0] for _ in range(2))
 
