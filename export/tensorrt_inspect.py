@@ -21,6 +21,7 @@ PLUMBING = frozenset(
         *("SHAPE", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE"),
     }
 )
+AXES = frozenset({"SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
 HEAVY = {  # operators that do the work -> the layer that TensorRT makes of them
     "Conv": "convolution",
     "ConvTranspose": "deconvolution",
@@ -47,7 +48,7 @@ def network_layer_types(network: Any) -> LayerTypes:
 
     def is_dequantised(tensor: Any) -> bool:
         maker = makers.get(tensor.name)
-        while maker is not None and maker.type.name == "SHUFFLE":  # the parser lines up axes
+        while maker is not None and maker.type.name in AXES:  # the parser lines them up
             maker = makers.get(maker.get_input(0).name)
         return maker is not None and maker.type.name == "DEQUANTIZE"
 
