@@ -1,7 +1,4 @@
-"""Every network in every format; in AOTInductor's and in int8 the smallest of each family.
-
-`matrix` marks what of it is left to `make test-all`: the larger networks of each family.
-"""
+"""Every network in every format; in AOTInductor's and in int8 the smallest of each family."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,13 +36,7 @@ def images(data: Dataset) -> Tensor:
     return stored(data.test.images[:32], data)
 
 
-SMALLEST = smallest_of_each_family()
-EVERY = [
-    pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.matrix) for name in NETWORKS
-]
-
-
-@pytest.fixture(scope="module", params=EVERY)
+@pytest.fixture(scope="module", params=NETWORKS)
 def model(request: pytest.FixtureRequest, images: Tensor) -> nn.Module:
     return prepared(request.param, images)
 
@@ -84,7 +75,7 @@ def test_other_formats(
     assert_file_agrees(target, path, images, logits)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", smallest_of_each_family())
 def test_aoti(name: str, images: Tensor, tmp_path: Path) -> None:
     """What Inductor makes of each family, in the form that outlives the process."""
     network = prepared(name, images)
@@ -95,7 +86,7 @@ def test_aoti(name: str, images: Tensor, tmp_path: Path) -> None:
         assert_file_agrees("aoti", path, images, network(images))
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", smallest_of_each_family())
 def test_int8(name: str, images: Tensor, data: Dataset, tmp_path: Path) -> None:
     assert_int8_agrees(prepared(name, images), data, tmp_path)
 

@@ -53,11 +53,10 @@ def test_p_of_all_slower_and_of_none() -> None:
     assert p_slower([0.0] * 10) == 1
 
 
-def test_fastest_blocks_are_compared() -> None:
-    assert log_ratios([[2.0, 1.0], [4.0]], [[3.0, 9.0], [2.0, 8.0]]) == (
-        math.log(3),
-        -math.log(2),
-    )
+def test_blocks_are_compared_with_their_neighbours() -> None:
+    slow_core_between = [[2.0, 4.0, 2.0], [4.0]], [[3.0, 6.0, 9.0], [2.0]]
+
+    assert log_ratios(*slow_core_between) == (math.log(1.5), -math.log(2))
 
 
 def test_one_wild_pair_does_not_move_the_estimate() -> None:

@@ -156,6 +156,14 @@ def test_what_the_readme_says_of_trust_is_what_was_measured() -> None:
     assert all(abs(row["ratio"] - 1) < 0.05 for row in agreement)
 
 
+def test_what_the_readme_says_of_the_gate_is_what_its_trials_showed() -> None:
+    shown = (RESULTS / "gate" / "README.md").read_text()
+
+    assert "- the code against itself: 0 false alarms in 20 trials\n" in shown
+    assert "- 15% more work at a place drawn by the seed: 20 of 20 found\n" in shown
+    assert "it alarmed in none and found 20." in README
+
+
 def test_what_the_readme_says_of_the_example_study_is_what_was_done() -> None:
     page = (RESULTS / "study" / "report" / "study" / "index.md").read_text()
     done = re.search(r"(\d+ of \d+) trainings are done", page)

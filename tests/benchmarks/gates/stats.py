@@ -17,12 +17,14 @@ SIGNIFICANCE = 0.05  # chance of a false alarm of all tests together, where noth
 def log_ratios(
     base: Sequence[Sequence[float]], change: Sequence[Sequence[float]]
 ) -> tuple[float, ...]:
-    """For each pair of processes, the logarithm of change over base, of their fastest blocks.
+    """For each pair of processes, the logarithm of change over base: the median over its blocks.
 
-    What disturbs a process only ever adds to its time, so the fastest says most of the code.
+    The sides take blocks in turns, and a core changes its speed from one moment to the next: the
+    two blocks of a turn mostly share one, the fastest of either side need not.
     """
     return tuple(
-        math.log(min(theirs) / min(ours)) for ours, theirs in zip(base, change, strict=True)
+        statistics.median(math.log(b / a) for a, b in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(base, change, strict=True)
     )
 
 
