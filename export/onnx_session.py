@@ -191,8 +191,7 @@ def _open(
     settings.intra_op_num_threads = torch.get_num_threads()  # the same for every backend
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what matters is raised
-    if wanted != CPU:
-        settings.add_session_config_entry(RECORD_PLACES, "1")
+    settings.add_session_config_entry(RECORD_PLACES, "1")
     names, options = zip(*providers, strict=True)
     try:
         session = onnxruntime.InferenceSession(

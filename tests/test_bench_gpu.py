@@ -140,7 +140,7 @@ def test_a_round_meters_the_energy_of_its_calls() -> None:
     worker._session, worker._images = FakeGpuSession(), torch.zeros(4)
     worker._nvml, worker._used_mib = Nvml(library, "handle"), 1024.0
 
-    taken = worker.time(seconds=0, least=3, settle=False)
+    taken = worker.time(seconds=0, least=3, most=9, settle=False)
 
     assert len(taken["wall_ms"]) == 3
     assert (taken["gpu"]["energy_mj"], taken["gpu"]["grown_mib"]) == (600, 1024.0)
@@ -152,7 +152,7 @@ def test_the_energy_of_flushes_is_not_told_as_that_of_calls() -> None:
     worker._flush = lambda: None
     worker._nvml = Nvml(fake_pynvml(nvmlDeviceGetTotalEnergyConsumption=[1000, 1600]), "handle")
 
-    taken = worker.time(seconds=0, least=3, settle=False)
+    taken = worker.time(seconds=0, least=3, most=9, settle=False)
 
     assert taken["gpu"]["energy_mj"] is None
 
@@ -183,9 +183,10 @@ REFERENCE = {"wall_ms": [1.0], "cpu_ms": [1.0]}
 def test_rounds_add_up_to_energy_per_image_and_a_peak() -> None:
     one = trial()
 
-    one.keep(round_of(energy_mj=600, grown_mib=512.0, throttled_by=[], clock_mhz=1980), REFERENCE)
+    first = round_of(energy_mj=600, grown_mib=512.0, throttled_by=[], clock_mhz=1980)
+    one.keep([first], [REFERENCE])
     later = round_of(energy_mj=200, grown_mib=640.0, throttled_by=["power cap"], clock_mhz=1700)
-    one.keep(later, REFERENCE)
+    one.keep([later], [REFERENCE])
 
     assert one.gpu == GpuState(
         clock_mhz=(1980, 1700),
@@ -198,8 +199,8 @@ def test_rounds_add_up_to_energy_per_image_and_a_peak() -> None:
 def test_an_energy_that_one_round_lacks_is_absent() -> None:
     one = trial()
 
-    one.keep(round_of(energy_mj=600), REFERENCE)
-    one.keep(round_of(), REFERENCE)
+    one.keep([round_of(energy_mj=600)], [REFERENCE])
+    one.keep([round_of()], [REFERENCE])
 
     assert one.gpu == GpuState()
 

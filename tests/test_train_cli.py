@@ -288,7 +288,16 @@ def test_every_option_is_a_decision() -> None:
     options = {name for action in build_parser()._actions for name in action.option_strings}
 
     assert options == {
-        *("-h", "--help", "--version", "--recipe", "--epochs", "--batch-size", "--set"),
+        *(
+            "-h",
+            "--help",
+            "--version",
+            "--recipe",
+            "--recipes",
+            "--epochs",
+            "--batch-size",
+            "--set",
+        ),
         *("--full-train", "--seed", "--dataset", "--data-dir", "--compile", "--device"),
         *("--runs", "--resume", "--model", "--image-size", "--pretrained", "--pretrained-file"),
         *("--freeze-backbone", "--scale-lr", "--replay", "--log", "--compile-mode"),
