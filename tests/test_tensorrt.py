@@ -13,6 +13,8 @@ from export_helpers import file_size_limit
 from model_checks import random_images, seeded, smallest_of_each_family, with_values_everywhere
 from torch import nn
 
+from export.quantize import TENSORRT, with_quantisers
+from export.ranges import value_ranges
 from export.target import MAX_BATCH, ExportOptions
 from export.tensorrt_api import Flavor, load_flavor
 from export.tensorrt_build import build_engine
@@ -335,11 +337,14 @@ def test_every_family(name: str, rtx: Flavor, tmp_path: Path) -> None:
     graph = onnx_graph(model, images[:2], metadata={"cifar_zoo_version": "0", "model": name})
     path = tmp_path / "trt.engine"
     expected = EagerSession(model).run(images)
+    inferred = onnx.shape_inference.infer_shapes(graph)
+    ranges = value_ranges(inferred, TENSORRT.operators, lambda: [images.numpy()], method="minmax")
+    int8 = with_quantisers(inferred, TENSORRT, ranges, [])
 
     for precision, typed, tolerance in (
         ("fp32", graph, 1e-4),
         ("fp16", typed_fp16(graph), 0.1),  # some of these random networks amplify rounding
-        ("int8", typed_fp16(quantised(graph, tmp_path, **FOR_TENSORRT)), math.inf),
+        ("int8", typed_fp16(int8), math.inf),
     ):
         facts = write_engine(typed, path, rtx, precision=precision, options=OPTIONS)
 
