@@ -141,7 +141,7 @@ zoo-speed: setup # a quarter of an hour alone on the machine; a network that fai
 short-training: setup # an hour of one core; what has a record already is left
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/short_training.py
 
-# Two shards side by side, an hour and a half of 2 cores; killed, it goes on. A job that cannot be done
+# Two shards side by side, some hours of 2 cores; killed, it goes on. A job that cannot be done
 # here, such as one with weights from the Hub, is listed with its reason.
 study: setup
 	$(MAKE) -j2 study-shard-1 study-shard-2

@@ -118,11 +118,16 @@ def test_the_command_of_a_recipe_trains_by_it(name: str) -> None:
     assert job.recipe == replace(RECIPES[name].recipe, **changed)
 
 
-def test_what_to_expect_of_quick_is_what_the_recorded_run_reached() -> None:
-    meta = json.loads((ROOT / "bench_results" / "runs" / "resnet_20-s0" / "meta.json").read_text())
+@pytest.mark.parametrize(
+    ("recipe", "run"),
+    [(QUICK, "resnet_20-s0"), (replace(STUDY, full_train=True), "resnet_20-s0-2")],
+    ids=["quick", "study"],
+)
+def test_what_to_expect_is_what_the_recorded_run_reached(recipe: Recipe, run: str) -> None:
+    meta = json.loads((ROOT / "bench_results" / "runs" / run / "meta.json").read_text())
 
-    assert Recipe.from_json(meta["recipe"]) == replace(QUICK, precision="bf16")
-    assert RECIPES["quick"].expected.startswith(f"{meta['test_top1']:.2%}, one seed")
+    assert Recipe.from_json(meta["recipe"]) == replace(recipe, precision="bf16")
+    assert RECIPES[recipe.name].expected.startswith(f"{meta['test_top1']:.2%}, one seed")
 
 
 def test_recipes_are_listed_with_their_commands(capsys: pytest.CaptureFixture[str]) -> None:

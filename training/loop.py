@@ -25,9 +25,9 @@ from zoo.session import EagerSession, cudnn_benchmark
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
 PROBE_STEPS = 3  # at most, to predict the time
-PROBE_IMAGES = {"cpu": 64, "cuda": 1000}  # of the test split, for the same
 PROBE_S = 2.0  # of either: of what takes longer, one more call says little
 EVALUATION_BATCH = {"cpu": 256, "cuda": 1000}  # images in one call
+PROBE_IMAGES = EVALUATION_BATCH | {"cpu": 64}  # of the test split, to predict its time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

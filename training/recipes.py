@@ -44,7 +44,7 @@ NAMED = (
     NamedRecipe(
         recipe=STUDY,
         command="zoo-train resnet_20 --recipe study --compile --full-train",
-        expected=f"{UNRECORDED}; what the first study reports: zoo-list",
+        expected="68.67%, one seed, 69 s on one NVIDIA H200 (bench_results/runs)",
     ),
     NamedRecipe(
         recipe=COATNET_OPT,
@@ -69,7 +69,7 @@ NAMED = (
     NamedRecipe(
         recipe=SMOKE,
         command="zoo-train resnet_20 --recipe smoke --dataset cifar100-mini",
-        expected="better than chance, for tests",
+        expected="nothing: two epochs on the shipped images, for tests",
     ),
 )
 RECIPES: Mapping[str, NamedRecipe] = MappingProxyType({one.recipe.name: one for one in NAMED})

@@ -7,9 +7,9 @@ from types import MappingProxyType
 from training.recipe import Recipe
 
 # The first study: 300 epochs, batch 1,024 on any number of processes, every parameter decayed. SGD
-# for residual networks. No run of ours at 300 epochs has been recorded yet; what the study reports
-# for its 21 networks is in `zoo-list`. It names two alternatives, --set schedule=step and
-# --set label_smoothing=0.1, and tried --set weight_decay=0.1 to 0.2 with --set dropout=0.3 to 0.5.
+# for residual networks. What the study reports for its 21 networks is in `zoo-list`. It names two
+# alternatives, --set schedule=step and --set label_smoothing=0.1, and tried --set weight_decay=0.1
+# to 0.2 with --set dropout=0.3 to 0.5.
 STUDY = Recipe(name="study", epochs=300, batch_size=1024, peak_lr=0.1, weight_decay=5e-4)
 STUDY_MOBILE = replace(STUDY, weight_decay=4e-5)
 STUDY_ADAMW = replace(STUDY, optimizer="adamw", peak_lr=1e-3, weight_decay=0.05, warmup_epochs=10.0)

@@ -32,7 +32,7 @@ from zoo.files import write_atomic
 COMMAND = "gate_trials"
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench_results" / "gate"
-PAIRS = 10  # of processes in a trial; the gate has 12, and what ten show, twelve show
+PAIRS = 10  # of processes in a trial, two fewer than the gate has: for the time they take
 
 
 def main(argv: Sequence[str] | None = None) -> int:

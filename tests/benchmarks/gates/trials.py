@@ -161,7 +161,8 @@ def readme(done: Sequence[dict[str, Any]]) -> str:
         "Of a comparison with itself the path with the largest ratio is shown. The load is the "
         "machine's average over a minute at the end of the trial; one process works at a time.",
         "",
-        "Outcomes are those of the present test on the samples; which it replaced, and why, is in "
+        "Outcomes are those of the present test on the samples. It was chosen when an earlier one "
+        "had missed two of the slowdowns among them, and no fresh trials have confirmed it yet: "
         "[0009](../../docs/decisions/0009-time-is-compared-in-turns.md).",
     ]
     return "\n".join(lines) + "\n"
