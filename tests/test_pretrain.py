@@ -2,8 +2,13 @@
 
 import copy
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +28,9 @@ from training.pretrain import Pretrainer, pretrain
 from training.pretrain_cli import build_parser, main, make_settings
 from training.pretraining import METHODS, Pretraining, pretraining_for
 from training.recipe import with_settings
-from zoo.checkpoint import Checkpoint
+from zoo.checkpoint import Checkpoint, save_run
 from zoo.data import Dataset, Split, load_dataset, validation_split
-from zoo.errors import MachineError, MissingPackageError, ZooError
+from zoo.errors import CheckpointError, MachineError, MissingPackageError, ZooError
 from zoo.models import create_model
 from zoo.own import load_function
 
@@ -281,11 +286,9 @@ def test_the_weights_are_probed_by_training(done: Checkpoint, few: Dataset, tmp_
     assert run.meta.initial_weights == f"simclr sha256:{done.meta.weights_sha256}"
 
 
-@needs_lightly
-@pytest.mark.parametrize("complete", [0, 1])
-def test_an_interrupted_run_leaves_whole_files_or_none(
-    complete: int, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def stopped_after(complete: int) -> Iterator[None]:
+    """Ctrl-C in the epoch after `complete` ones."""
     through = Pretrainer.epoch
 
     def cut_short(self: Pretrainer, epoch: int, *rest: object) -> object:
@@ -293,9 +296,18 @@ def test_an_interrupted_run_leaves_whole_files_or_none(
             raise KeyboardInterrupt
         return through(self, epoch, *rest)
 
-    monkeypatch.setattr(Pretrainer, "epoch", cut_short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretrainer, "epoch", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
-    with pytest.raises(KeyboardInterrupt):
+
+@needs_lightly
+@pytest.mark.parametrize("complete", [0, 1])
+def test_an_interrupted_run_leaves_whole_files_or_none(
+    complete: int, few: Dataset, tmp_path: Path
+) -> None:
+    with stopped_after(complete):
         pretrain(MODEL, settings("simclr"), few, device="cpu", runs=tmp_path)
 
     left = [Checkpoint.open(path) for path in tmp_path.iterdir()]
@@ -303,6 +315,118 @@ def test_an_interrupted_run_leaves_whole_files_or_none(
     for run in left:
         assert (run.meta.epoch, run.meta.finished_at) == (1, None)
         assert "stem.0.weight" in run.state_dict()
+
+
+def told(run: Checkpoint) -> list[dict[str, float]]:
+    """The metrics without what a clock says."""
+    clocks = {"train_seconds", "evaluation_seconds", "images_per_s"}
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
+
+
+@needs_lightly
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_the_same_run(method: str, few: Dataset, tmp_path: Path) -> None:
+    three = settings(method, epochs="3")
+    whole = pretrain(MODEL, three, few, device="cpu", runs=tmp_path / "whole")
+    runs, notes = tmp_path / "cut", list[str]()
+    for complete in (1, 2):
+        with stopped_after(complete):
+            pretrain(MODEL, three, few, device="cpu", runs=runs, resume="auto")
+    path = runs / whole.path.name
+    assert len(told(Checkpoint.open(path))) == 2
+
+    done = pretrain(MODEL, three, few, device="cpu", runs=runs, resume="auto", on_note=notes.append)
+
+    assert notes == [f"continuing {path} after 2 of its 3 epochs"]
+    assert [run.name for run in runs.iterdir()] == [whole.path.name]
+    assert done.meta.weights_sha256 == whole.meta.weights_sha256
+    assert told(done) == told(whole)
+    assert not (path / "state").exists()
+    assert done.meta.epochs_done == 3
+    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    spent = sum(line["train_seconds"] + line["evaluation_seconds"] for line in lines)
+    assert done.meta.train_seconds == pytest.approx(spent)
+
+
+@needs_lightly
+def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
+    dataset = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
+    small = ("--batch-size", "10", "--set", "hidden=8", "--device", "cpu", "--epochs", "3")
+    words = (MODEL, "--method", "byol", "--dataset", dataset, *small)
+    for name in ("whole", "killed"):
+        command = (sys.executable, "-m", "training.pretrain_cli", *words)
+        child = subprocess.Popen(
+            (*command, "--runs", tmp_path / name, "--resume", "auto"),
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+            text=True,
+        )
+        assert child.stderr is not None
+        if name == "killed":
+            next(line for line in child.stderr if line.startswith("epoch 1/3"))
+            child.kill()
+        err = child.communicate()[1]
+        assert child.returncode == (-signal.SIGKILL if name == "killed" else 0), err
+
+    code = main([*words, "--runs", str(tmp_path / "killed"), "--resume", "auto"])
+
+    assert code == 0
+    whole, killed = (
+        Checkpoint.open(tmp_path / name / f"pretrain-byol-{FOLDER}") for name in ("whole", "killed")
+    )
+    assert killed.meta.weights_sha256 == whole.meta.weights_sha256
+    assert told(killed) == told(whole)
+
+
+@needs_lightly
+def test_a_damaged_state_falls_back_to_the_one_before(few: Dataset, tmp_path: Path) -> None:
+    three = settings("simclr", epochs="3")
+    with stopped_after(2):
+        pretrain(MODEL, three, few, device="cpu", runs=tmp_path)
+    path, notes = tmp_path / f"pretrain-simclr-{FOLDER}", list[str]()
+    last = path / "state" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1])
+
+    done = pretrain(
+        MODEL, three, few, device="cpu", runs=tmp_path, resume=path, on_note=notes.append
+    )
+
+    assert done.meta.epochs_done == 3
+    assert notes == [
+        f"{last} is damaged (its digest does not fit): continuing from the one before it, "
+        "previous.pt",
+        f"continuing {path} after 1 of its 3 epochs",
+    ]
+
+
+@needs_lightly
+def test_another_run_is_not_continued(done: Checkpoint, few: Dataset, tmp_path: Path) -> None:
+    def message(method: str, resume: Path, **more: str) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            pretrain(
+                MODEL, settings(method, **more), few, device="cpu", runs=tmp_path, resume=resume
+            )
+        return str(caught.value)
+
+    assert message("byol", done.path) == (
+        f"{done.path} is no pre-training by byol: resume a folder of zoo-pretrain --method byol, "
+        "or start a new run without --resume"
+    )
+    assert message("simclr", done.path).startswith(f"{done.path} is complete (2 epochs")
+    assert message("simclr", tmp_path / "gone") == (
+        f"there is no run {tmp_path}/gone: train one with zoo-train MODEL"
+    )
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    save_run(begun, replace(done.meta, finished_at=None))
+    assert message("simclr", begun, queue="64") == (
+        f"{begun} began with another recipe (queue was 128, is 64): resume without these options, "
+        "or start a new run without --resume"
+    )
+    assert message("simclr", begun) == (
+        f"{begun} cannot be resumed: {begun}/state/last.pt does not exist; train again"
+    )
 
 
 @needs_lightly

@@ -1,11 +1,10 @@
 """Pre-training of a backbone without labels, from start to finish."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from training.augment import epoch_seed, shuffled
 from training.backbone import Backbone
-from training.folder import claim, now
+from training.folder import now
 from training.knn import knn_top1
 from training.loop import (
     EVALUATION_BATCH,
@@ -24,49 +23,28 @@ from training.loop import (
 )
 from training.methods import make_method, require_lightly
 from training.optim import make_optimizer
+from training.options import AUTO
 from training.philox import Numbers, make_key
 from training.pipeline import make_source, to_tensors
 from training.precision import autocast, resolve_precision
+from training.pretrain_folder import PretrainingFolder, PretrainingMetrics, incomplete
 from training.pretraining import Pretraining
 from training.processes import processes
 from training.recipe import Runtime
 from training.schedule import learning_rate
 from training.views import Views
-from zoo.checkpoint import (
-    METRICS,
-    NOT_BEGUN,
-    Checkpoint,
-    DatasetInfo,
-    RunMeta,
-    folder_name,
-    save_run,
-)
+from zoo.checkpoint import NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta
 from zoo.data import Dataset, validation_split
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError, ZooError, is_out_of_memory
 from zoo.evaluate import predict
-from zoo.files import write_atomic
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, cudnn_benchmark
-from zoo.signals import held_signals
 
 PARTS = (5, 6)  # the random numbers that the two views draw
 
 OnEpoch = Callable[["PretrainingMetrics", float], None]  # and the seconds that are left
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainingMetrics:
-    """One line of metrics.jsonl."""
-
-    epoch: int
-    loss: float  # of the method, mean over the steps
-    knn_top1: float  # of held-out images, by the labels of their nearest training images
-    learning_rate: float  # of the last step
-    train_seconds: float
-    evaluation_seconds: float
-    images_per_s: float  # of which two views each are made
 
 
 def pretrain(
@@ -77,17 +55,26 @@ def pretrain(
     device: str = "auto",
     seed: int = 0,
     runs: Path | str = "runs",
+    resume: Path | str | None = None,
     on_progress: OnProgress | None = None,
     on_epoch: OnEpoch | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Checkpoint:
     """Pre-train the backbone of a model and return its run folder; `train` takes it as `init_from`.
 
     Labels decide which training images are held out, as in `train`, and the accuracy of nearest
     neighbours after each epoch; the loss sees none. The test images are not used. The folder holds
-    the weights of the last complete epoch at any time; without one it goes.
+    the weights of the last complete epoch, and what a resume needs, at any time; it goes where the
+    run ends in an error or by a signal before there is one.
+
+    `resume` is a run folder, or "auto" for the run of this model, method, settings, seed and data
+    set that was begun last and is incomplete; without one, a new run begins. It goes on after the
+    last complete epoch and takes the same steps as one that was never stopped. `on_note` is told
+    where it goes on.
 
     Raises:
         ZooError: model, settings and data do not fit each other, or lightly is not installed.
+        CheckpointError: `resume` is no such run, is complete or damaged.
         MachineError: the loss became infinite or NaN, or memory ran out.
         OSError: the folder cannot be written.
     """
@@ -98,9 +85,9 @@ def pretrain(
         precision = resolve_precision(settings.precision, accelerator.device)
         settings = replace(settings, precision=precision)
         try:
+            trainer = Pretrainer(model, settings, data, accelerator, seed=seed)
             return _pretrain(
-                Pretrainer(model, settings, data, accelerator, seed=seed),
-                Path(runs),
+                _folder(trainer, Path(runs), resume, on_note or (lambda line: None)),
                 on_progress or (lambda progress: None),
                 on_epoch or (lambda metrics, seconds: None),
             )
@@ -163,6 +150,35 @@ class Pretrainer:
     def network(self) -> nn.Module:
         """What is pre-trained, under the names that its tensors have with a classifier."""
         return self.backbone.body
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on; the tensors are those that it changes."""
+        return {
+            "tensors": self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        tensors, stored = self._tensors(), state["tensors"]
+        if {key: t.shape for key, t in tensors.items()} != {k: t.shape for k, t in stored.items()}:
+            raise ValueError("its tensors differ")
+        with torch.no_grad():
+            for key, tensor in tensors.items():
+                tensor.copy_(stored[key])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # the one that the schedule fills
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Those of the method; a state dict leaves MoCo's queue out."""
+        return {
+            f"{number}.{name}": tensor
+            for number, part in enumerate((self.method.learns, self.method.rest))
+            for name, tensor in (*part.named_parameters(), *part.named_buffers())
+        }
 
     def epoch(
         self, epoch: int, on_progress: OnProgress, seconds_per_epoch: float
@@ -254,36 +270,29 @@ class Pretrainer:
         return predict(session, images, self.preprocessing, batch=batch).to(self.device)
 
 
-def _pretrain(
-    trainer: Pretrainer, runs: Path, on_progress: OnProgress, on_epoch: OnEpoch
-) -> Checkpoint:
-    settings = trainer.settings
-    name = folder_name(trainer.model, trainer.seed)
-    path = claim(runs, f"pretrain-{settings.name}-{name}")
-    lines: list[PretrainingMetrics] = []
-    meta, spent = _first_meta(trainer), 0.0
+def _folder(
+    trainer: Pretrainer, runs: Path, resume: Path | str | None, note: Callable[[str], None]
+) -> PretrainingFolder:
+    given = _first_meta(trainer)
+    path = incomplete(runs, given) if resume == AUTO else resume
+    if path is None:
+        return PretrainingFolder.create(runs, given, trainer)
+    return PretrainingFolder.reopen(Path(path), given, trainer, note)
+
+
+def _pretrain(folder: PretrainingFolder, on_progress: OnProgress, on_epoch: OnEpoch) -> Checkpoint:
+    trainer = folder.trainer
+    epochs, spent = trainer.settings.epochs, 0.0
     try:
         with cudnn_benchmark(True):
-            for epoch in range(1, settings.epochs + 1):
+            for epoch in range(len(folder.lines) + 1, epochs + 1):
                 line = trainer.epoch(epoch, on_progress, spent)
-                lines.append(line)
                 spent = line.train_seconds + line.evaluation_seconds
-                meta = replace(
-                    meta,
-                    epoch=epoch,
-                    epochs_done=epoch,
-                    train_seconds=meta.train_seconds + spent,
-                    finished_at=now() if epoch == settings.epochs else None,
-                )
-                with held_signals():
-                    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-                    write_atomic(path / METRICS, text)
-                    meta = save_run(path, meta, trainer.network.state_dict()).meta
-                on_epoch(line, spent * (settings.epochs - epoch))
+                folder.keep(line)
+                on_epoch(line, spent * (epochs - epoch))
     finally:
-        if not lines:
-            shutil.rmtree(path, ignore_errors=True)
-    return Checkpoint(path, meta)
+        folder.close()
+    return Checkpoint(folder.path, folder.meta)
 
 
 def _first_meta(trainer: Pretrainer) -> RunMeta:

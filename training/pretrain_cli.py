@@ -11,7 +11,7 @@ from training.recipe import DEVICES, read_settings, with_epochs, with_settings
 from zoo.command import Parser, positive_int, run, seed
 
 if TYPE_CHECKING:
-    from training.pretrain import PretrainingMetrics
+    from training.pretrain_folder import PretrainingMetrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +42,12 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--data-dir", type=Path, help="where the data lies; else ZOO_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on after its last complete epoch; auto: the newest incomplete one of this "
+        "command, or a new one",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser
 
@@ -92,8 +98,10 @@ def _pretrain(args: argparse.Namespace) -> None:
             device=args.device,
             seed=args.seed,
             runs=args.runs,
+            resume=args.resume,
             on_progress=bar,
             on_epoch=show,
+            on_note=bar.note,
         )
     print(done.path)
 

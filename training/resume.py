@@ -1,5 +1,6 @@
 """Which run to continue, and whether it is the one that the caller means."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ def run_to_continue(
             found.append(run)
     own = [run for run in found if job.may_have_run and run.meta.job == job.id]
     if own:
-        newest = max(own, key=_begun)
+        newest = max(own, key=begun)
         if newest.meta.finished_at is None or job.restarts:
             return newest.path
     if asked is None:
         return None
     unfinished = [run for run in found if run.meta.finished_at is None]
-    return max(unfinished, key=_begun).path if unfinished else None
+    return max(unfinished, key=begun).path if unfinished else None
 
 
 def require_same_recipe(run: Path, recipe: Recipe) -> None:
@@ -68,9 +69,15 @@ def require_same_recipe(run: Path, recipe: Recipe) -> None:
     Raises:
         CheckpointError: a field differs; the message names each.
     """
-    stored, given = stored_recipe(run).to_json(), recipe.to_json()
+    require_same_settings(run, stored_recipe(run).to_json(), recipe.to_json())
+
+
+def require_same_settings(run: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """The same of the fields of a recipe."""
     differing = [
-        f"{key} was {stored[key]}, is {given[key]}" for key in stored if stored[key] != given[key]
+        f"{key} was {was}, is {given.get(key)}"
+        for key, was in stored.items()
+        if was != given.get(key)
     ]
     if differing:
         raise CheckpointError(
@@ -108,5 +115,6 @@ def require_same_run(path: Path, stored: RunMeta, given: RunMeta) -> None:
         )
 
 
-def _begun(run: Checkpoint) -> tuple[str, str]:
+def begun(run: Checkpoint) -> tuple[str, str]:
+    """By which of several runs the one that was begun last is the largest."""
     return run.meta.started_at, run.path.name

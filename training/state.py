@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,19 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 SCHEMA = 2
 MARK = b"SHA-256:"  # torch.load reads damaged tensors without a word, so the file ends with this
 DIGEST_BYTES = len(MARK) + hashlib.sha256().digest_size
+
+
+class HasEpoch(Protocol):
+    """A line of metrics."""
+
+    @property
+    def epoch(self) -> int:
+        """Counted from 1."""
+        ...
+
+
+T = TypeVar("T")
+Line = TypeVar("Line", bound=HasEpoch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -38,20 +52,9 @@ def save_state(run: Path, state: RunState) -> None:
 
 def write_state(file: Path, state: RunState, *, replaces: Path | None = None) -> None:
     """Write `file`; what was there before goes to `replaces` once the new one is whole."""
-    buffer = io.BytesIO()
     lines = [asdict(line) for line in state.metrics]
-    content = {
-        "schema": SCHEMA,
-        "trainer": state.trainer,
-        "metrics": lines,
-        "selected": state.selected,
-    }
-    torch.save(content, buffer)
-    buffer.write(MARK + hashlib.sha256(buffer.getbuffer()).digest())
-    with atomic_file(file) as part:
-        part.write_bytes(buffer.getbuffer())
-        if replaces is not None and file.exists():
-            file.replace(replaces)  # a stop from here on leaves no last one: the loader knows
+    content = {"trainer": state.trainer, "metrics": lines, "selected": state.selected}
+    write_content(file, content, replaces=replaces)
 
 
 def read_state(file: Path) -> RunState:
@@ -59,6 +62,38 @@ def read_state(file: Path) -> RunState:
 
     Raises:
         CheckpointError: the file is damaged or of another version.
+    """
+
+    def made(found: dict[str, Any]) -> RunState:
+        metrics = metrics_of(EpochMetrics, found)
+        return RunState(trainer=found["trainer"], metrics=metrics, selected=found["selected"])
+
+    return read_content(file, made)
+
+
+def newest_state(run: Path, note: Callable[[str], None], *, mend: bool = False) -> RunState:
+    """The last state of `run`; see `newest`."""
+    return newest(run, read_state, note, mend=mend)
+
+
+def write_content(
+    file: Path, content: Mapping[str, object], *, replaces: Path | None = None
+) -> None:
+    """Write tensors and plain values; what was there goes to `replaces` once the new is whole."""
+    buffer = io.BytesIO()
+    torch.save({"schema": SCHEMA, **content}, buffer)
+    buffer.write(MARK + hashlib.sha256(buffer.getbuffer()).digest())
+    with atomic_file(file) as part:
+        part.write_bytes(buffer.getbuffer())
+        if replaces is not None and file.exists():
+            file.replace(replaces)  # a stop from here on leaves no last one: the loader knows
+
+
+def read_content(file: Path, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of the content that `write_content` wrote.
+
+    Raises:
+        CheckpointError: the file is damaged or of another version, or `make` refuses it.
     """
     try:
         data = file.read_bytes()
@@ -68,17 +103,28 @@ def read_state(file: Path) -> RunState:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
-        metrics = [from_plain(EpochMetrics, line) for line in found["metrics"]]
-        if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)):
-            raise ValueError("its epochs are not 1, 2, 3...")
-        return RunState(trainer=found["trainer"], metrics=metrics, selected=found["selected"])
+        return make(found)
     except OSError:
         raise
     except Exception as reason:  # whatever a damaged file makes torch raise
         raise CheckpointError(f"{file} is damaged ({first_line(reason)}): train again") from None
 
 
-def newest_state(run: Path, note: Callable[[str], None], *, mend: bool = False) -> RunState:
+def metrics_of(kind: type[Line], found: Mapping[str, Any]) -> list[Line]:
+    """The lines of metrics in a state.
+
+    Raises:
+        ValueError: they are not those of epochs 1, 2, 3...
+    """
+    metrics = [from_plain(kind, line) for line in found["metrics"]]
+    if [line.epoch for line in metrics] != list(range(1, len(metrics) + 1)):
+        raise ValueError("its epochs are not 1, 2, 3...")
+    return metrics
+
+
+def newest(
+    run: Path, read: Callable[[Path], T], note: Callable[[str], None], *, mend: bool = False
+) -> T:
     """The last state of `run`, or the one before it where that is damaged, which `note` is told.
 
     To `mend` deletes the damaged one, which the next save would else put in the place of the whole
@@ -92,11 +138,11 @@ def newest_state(run: Path, note: Callable[[str], None], *, mend: bool = False) 
     if not found:
         raise CheckpointError(f"{run} cannot be resumed: {last} does not exist; train again")
     try:
-        return read_state(found[0])
+        return read(found[0])
     except CheckpointError as error:
         if len(found) == 1:
             raise
-        state = read_state(found[1])
+        state = read(found[1])
         reason = str(error).rpartition(": ")[0]
         note(f"{reason}: continuing from the one before it, {PREVIOUS}")
         if mend:

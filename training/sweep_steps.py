@@ -90,7 +90,7 @@ def _pretrain(job: Job, work: Work, folder: Path, means: Means) -> Step:
         bounds += ["--set", f"peak_lr={settings.peak_lr}"]
     arguments = [
         *(job.model, "--method", settings.name, "--seed", str(job.seed)),
-        *("--dataset", job.dataset, "--runs", str(place)),
+        *("--dataset", job.dataset, "--runs", str(place), "--resume", "auto"),
         *bounds,
         *_machine(means, compile=False),
     ]
