@@ -16,14 +16,14 @@ from zoo.preprocess import STORED_SIZE, Preprocessing
 from zoo.text import printable
 
 BUNDLES = "bundles"  # inside a run folder
-LABELS, PROGRAM, README = "labels.txt", "predict.py", "README.md"
+LABELS, PROGRAM, PHOTO, README = "labels.txt", "predict.py", "photo.py", "README.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
     """How a program of its own runs a format."""
 
-    package: str  # that it needs beside numpy and Pillow
+    package: str  # that it needs beside numpy
     load: str  # an expression that opens PATH
     run: str  # an expression that gives the answers for x
 
@@ -61,13 +61,51 @@ from pathlib import Path
 
 import numpy as np
 import {package}
-from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 LABELS = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
 PATH = str(HERE / {file!r})
 MODEL = {load}
 {statistics}
+status = 0
+for path in sys.argv[1:]:
+    try:
+        if path.endswith(".npy"):
+            x = np.load(path)
+        else:
+            from photo import read  # with Pillow
+
+            x = read(path)
+        if (x.dtype, x.shape) != (np.uint8, ({stored}, {stored}, 3)):
+            raise ValueError(f"{{x.dtype}} {{x.shape}}, expected uint8 ({stored}, {stored}, 3)")
+    except Exception as error:
+        print(f"{{path}}: {{error}}", file=sys.stderr)
+        status = 1
+        continue
+    x = np.float32(x)
+{fit}{prepare}
+    {answer}
+    print(path)
+    for k in np.argsort(-p, kind="stable")[:5]:
+        print(f"  {{p[k]:6.1%}}  {{LABELS[k]}}")
+sys.exit(status)
+'''
+STATISTICS = """\
+MEAN = np.float32({mean}) * 255  # of the levels of a byte
+STD = np.float32({std}) * 255
+"""
+FIT = """\
+    from photo import fit
+
+    x = fit(x)
+"""
+
+PHOTO_TEXT = '''\
+"""Photos as predict.py takes them."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
 
 def read(path):
     """Turn an image as its camera says, cut out its central square, shrink it as in training."""
@@ -79,32 +117,14 @@ def read(path):
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
-    x = np.float32(square.resize(({stored}, {stored}), Image.Resampling.LANCZOS))
-{resize}    return {returned}
+    return np.asarray(square.resize(({stored}, {stored}), Image.Resampling.LANCZOS))
+{fit}'''
+PHOTO_FIT = '''
 
-
-def main():
-    damaged = 0
-    for path in sys.argv[1:]:
-        try:
-            x = read(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            print(f"{{path}}: {{error}}", file=sys.stderr)
-            damaged = 1
-            continue
-        {answer}
-        print(path)
-        for k in np.argsort(-p, kind="stable")[:5]:
-            print(f"  {{p[k]:6.1%}}  {{LABELS[k]}}")
-    return damaged
-
-
-sys.exit(main())
+def fit(x):
+    """To the size of the network."""
+{resize}    return x
 '''
-STATISTICS = """\
-MEAN = np.float32({mean}) * 255  # of the levels of a byte
-STD = np.float32({std}) * 255
-"""
 RESIZE = """\
     planes = [Image.fromarray(x[..., c]).resize(({size}, {size}), {method}) for c in range(3)]
     x = np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 255)
@@ -116,17 +136,19 @@ README_TEXT = """\
 
 Names what is on an image, one of {classes} classes.
 
-    pip install numpy pillow {requirement}
+    pip install numpy {requirement}
     python predict.py IMAGE...
 
 prints the five likeliest classes of each image with their probabilities; the exit code is 1 where
-one could not be read. cifar-zoo itself is not needed.
+one could not be read. An image is a `.npy` file of ({stored}, {stored}, 3) bytes or, with
+`pip install pillow`, a photo of any size{fitted}. cifar-zoo itself is not needed.
 
 | file | content |
 |---|---|
 {files}
 | `labels.txt` | the names of the classes, in the order of the outputs |
-| `predict.py` | reads images, prepares them as in training, runs the model |
+| `predict.py` | prepares images as in training, runs the model |
+| `photo.py` | reads photos, for `predict.py` |
 
 - Input: `{input}`. {preparation}
 - Output: {output} of {classes} classes.
@@ -134,8 +156,9 @@ one could not be read. cifar-zoo itself is not needed.
   images of {dataset}, run by {proven_by}. The first guess is that of the original for
   {agreement:.1%} of {compared:,} of them.
 
-**Terms.** `predict.py` is part of cifar-zoo and under the MIT licence. The terms of the weights are
-set by those who trained them.{origin}{data} No image of the data set is in this folder.
+**Terms.** `predict.py` and `photo.py` are part of cifar-zoo and under the MIT licence. The terms of
+the weights are set by those who trained them.{origin}{data} No image of the
+data set is in this folder.
 """
 ORIGIN = """ They began with those of {origin},
 whose terms go on to hold."""
@@ -166,6 +189,7 @@ def write_bundle(artifact: Artifact, folder: Path | None = None) -> Path:
         for name, text in (
             (LABELS, labels(artifact)),
             (PROGRAM, program(artifact)),
+            (PHOTO, photo(artifact)),
             (README, readme(artifact)),
         ):
             (part / name).write_text(text, encoding="utf-8")
@@ -181,26 +205,29 @@ def program(artifact: Artifact) -> str:
 
         load = load.replace("KIND", repr(HINTS.get(artifact.precision, "f32")))
     if artifact.is_raw:
-        returned = "x.round().astype(np.uint8)[None]"
-        answer = f"p = {runtime.run}[0]"
+        prepare, answer = "    x = x.round().astype(np.uint8)[None]", f"p = {runtime.run}[0]"
     else:
-        returned = "np.ascontiguousarray(((x - MEAN) / STD).transpose(2, 0, 1)[None])"
+        prepare = "    x = np.ascontiguousarray(((x - MEAN) / STD).transpose(2, 0, 1)[None])"
         answer = (
-            f"logits = {runtime.run}[0]\n"
-            "        p = np.exp(logits - logits.max())\n"
-            "        p /= p.sum()"
+            f"logits = {runtime.run}[0]\n    p = np.exp(logits - logits.max())\n    p /= p.sum()"
         )
     return PROGRAM_TEXT.format(
         package=runtime.package,
         file=artifact.path.name,
         load=load,
         statistics="" if artifact.is_raw else STATISTICS.format(mean=known.mean, std=known.std),
-        formats=FORMATS,
         stored=STORED_SIZE,
-        resize=_resize(known),
-        returned=returned,
+        fit=FIT if _resize(known) else "",
+        prepare=prepare,
         answer=answer,
     )
+
+
+def photo(artifact: Artifact) -> str:
+    """The text of photo.py."""
+    resize = _resize(artifact.input_preprocessing)
+    fit = PHOTO_FIT.format(resize=resize) if resize else ""
+    return PHOTO_TEXT.format(formats=FORMATS, stored=STORED_SIZE, fit=fit)
 
 
 def readme(artifact: Artifact) -> str:
@@ -227,6 +254,8 @@ def readme(artifact: Artifact) -> str:
     return README_TEXT.format(
         **{key: printable(value) for key, value in words.items()},
         classes=len(data.class_names),
+        stored=STORED_SIZE,
+        fitted="; both need Pillow here, which makes them larger" if _resize(known) else "",
         files="\n".join(f"| `{printable(name)}` | {printable(what)} |" for name, what in rows),
         preparation=_preparation(artifact),
         top1=accuracy.top1,

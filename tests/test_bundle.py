@@ -14,7 +14,7 @@ from PIL import Image
 
 from export import export_model
 from export.artifact import Artifact, find_artifact
-from export.bundle import program, readme, write_bundle
+from export.bundle import photo, program, readme, write_bundle
 from export.cli import main, main_predict
 from export.opening import open_artifact
 from zoo.data import Dataset
@@ -51,7 +51,7 @@ def photos(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 def run_program(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """As somebody else would: from another folder, with nothing of ours to import."""
     return subprocess.run(
-        (sys.executable, "-I", "-W", "error", bundle / "predict.py", *map(str, arguments)),
+        (sys.executable, "-E", "-s", "-W", "error", bundle / "predict.py", *map(str, arguments)),
         cwd=bundle.parents[1],
         capture_output=True,
         text=True,
@@ -98,13 +98,32 @@ def test_the_program_names_what_zoo_predict_names(
     assert open_artifact(str(bundle / artifact.path.name), "cpu").backend == artifact.backend
     text = (bundle / "predict.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {
-        "PIL",
         "numpy",
         package,
         "pathlib",
         "sys",
     }
-    assert len(text.splitlines()) <= 50
+    assert len(text.splitlines()) <= 40
+
+
+def test_the_program_needs_no_pillow_for_arrays(
+    exported: Artifact, photos: list[Path], tmp_path: Path
+) -> None:
+    bundle = write_bundle(exported, tmp_path)
+    (bundle / "PIL.py").write_text("raise ModuleNotFoundError('No module named PIL')")
+    stored = next(photo for photo in photos if photo.name == "stored.png")
+    array, small = tmp_path / "stored.npy", tmp_path / "small.npy"
+    np.save(array, np.asarray(Image.open(stored)))
+    np.save(small, np.zeros((8, 8, 3), np.uint8))
+
+    answer = run_program(bundle, array, small, stored)
+
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        f"{small}: uint8 (8, 8, 3), expected uint8 (32, 32, 3)\n{stored}: No module named PIL\n"
+    )
+    (bundle / "PIL.py").unlink()
+    assert run_program(bundle, stored).stdout.splitlines()[1:] == answer.stdout.splitlines()[1:]
 
 
 @pytest.mark.slow
@@ -134,7 +153,6 @@ def test_a_network_of_another_size_is_fed_the_same(
     exported: Artifact,
     photos: list[Path],
     data: Dataset,
-    tmp_path: Path,
 ) -> None:
     """The program's own arithmetic beside torch's, on what the network would be given."""
     known = Preprocessing(
@@ -144,17 +162,19 @@ def test_a_network_of_another_size_is_fed_the_same(
         interpolation=interpolation,
         crop_pct=crop_pct,
     )
-    text = program(replace(exported, preprocessing=known)).replace("sys.exit(main())", "")
-    scope: dict[str, object] = {"__file__": str(write_bundle(exported, tmp_path) / "predict.py")}
+    fed = replace(exported, preprocessing=known)
+    scope: dict[str, object] = {}
 
-    exec(compile(text, "predict.py", "exec"), scope)
+    exec(compile(photo(fed), "photo.py", "exec"), scope)
 
-    read = scope["read"]
+    read, fit = scope["read"], scope["fit"]
     assert callable(read)
+    assert callable(fit)
     stored = next(photo for photo in photos if photo.name == "stored.png")
     expected = known.to_batch(np.asarray(Image.open(stored).convert("RGB"))[None])
-    assert read(stored).shape == (1, 3, size, size)
-    np.testing.assert_allclose(read(stored), expected.numpy(), atol=2e-5)
+    given = (fit(np.float32(read(stored))) / 255 - np.float32(data.mean)) / np.float32(data.std)
+    np.testing.assert_allclose(given.transpose(2, 0, 1)[None], expected.numpy(), atol=2e-5)
+    assert "    x = fit(x)\n    x = np.ascontiguousarray(" in program(fed)
 
 
 def test_a_folder_holds_all_that_is_needed(exported: Artifact, tmp_path: Path) -> None:
@@ -163,18 +183,25 @@ def test_a_folder_holds_all_that_is_needed(exported: Artifact, tmp_path: Path) -
     second = write_bundle(exported, tmp_path)
 
     assert (first, second) == (tmp_path / NAME, tmp_path / f"{NAME}-2")  # none is replaced
-    names = ["README.md", "labels.txt", "onnx-fp32.json", "onnx-fp32.onnx", "predict.py"]
+    names = [
+        "README.md",
+        "labels.txt",
+        "onnx-fp32.json",
+        "onnx-fp32.onnx",
+        "photo.py",
+        "predict.py",
+    ]
     assert sorted(path.name for path in first.iterdir()) == names
     assert (first / "onnx-fp32.onnx").read_bytes() == exported.path.read_bytes()
     assert find_artifact(first / "onnx-fp32.onnx").sha256 == exported.sha256
     told = " ".join((first / "README.md").read_text().split())
-    assert "pip install numpy pillow onnxruntime python predict.py IMAGE..." in told
+    assert "pip install numpy onnxruntime python predict.py IMAGE..." in told
     assert exported.accuracy is not None
     assert (
         f"{exported.accuracy.top1:.2%} top-1 and {exported.accuracy.top5:.2%} top-5 accuracy on "
         "1,000 test images of cifar100-mini, run by onnxruntime"
     ) in told
-    assert "`predict.py` is part of cifar-zoo and under the MIT licence" in told
+    assert "`predict.py` and `photo.py` are part of cifar-zoo and under the MIT licence" in told
     assert "Learning Multiple Layers of Features from Tiny Images" in told
 
 
