@@ -107,7 +107,8 @@ def batched_logits(
     parts, start = [], 0
     for size in _sizes(len(images)):
         batch = preprocessing.to_batch(images[start : start + size])
-        parts.append(session.run(batch.to(session.device)).float().cpu())
+        answer = session.run(batch.to(session.device))
+        parts.append(answer.float().cpu().clone())  # the session may use its memory again
         start += size
     return torch.cat(parts)
 

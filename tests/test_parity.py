@@ -68,10 +68,11 @@ def session(
 
 @dataclass
 class RecordingSession:
-    """Eager, noting the size of each batch."""
+    """Eager that answers from one piece of memory, noting the size of each batch."""
 
     model: nn.Module
     batches: list[int] = field(default_factory=list)
+    memory: Tensor = field(default_factory=lambda: torch.zeros(256, 100))
     backend: str = "eager"
     precision: str = "fp32"
     runtime: str = "torch"
@@ -79,7 +80,7 @@ class RecordingSession:
 
     def run(self, images: Tensor) -> Tensor:
         self.batches.append(len(images))
-        return EagerSession(self.model).run(images)
+        return self.memory[: len(images)].copy_(EagerSession(self.model).run(images))
 
     def synchronize(self) -> None:
         pass
