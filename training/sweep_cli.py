@@ -67,7 +67,7 @@ def build_parser() -> command.Parser:
         type=command.positive_number,
         metavar="H",
         help="stop after H hours; a training under way is saved and goes on the next time, a "
-        "pre-training begins anew",
+        "pre-training after its last complete epoch",
     )
     parser.add_argument(
         "--shard",
