@@ -57,7 +57,7 @@ ZOO_BENCH = --backend eager --threads 1 --batch 1,8 --budget 2.5
 # Both studies again as an example: the shipped images, each training bounded by work.
 STUDY = bench_results/study
 STUDY_LISTS = comparison "ablation all" second-study
-SWEEP = --dataset cifar100-mini --seeds 0 --max-macs 2e11 --to onnx \
+SWEEP = --dataset cifar100-mini --seeds 0 --max-macs 1e11 --to onnx \
 	--backend eager,onnx --batch 1,8 --budget 1
 
 # ---------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ zoo-speed: setup # a quarter of an hour alone on the machine; a network that fai
 short-training: setup # an hour of one core; what has a record already is left
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" tests/benchmarks/short_training.py
 
-# Two shards side by side, some hours of 2 cores; killed, it goes on. A job that cannot be done
+# Two shards side by side, 74 minutes of 2 cores; killed, it goes on. A job that cannot be done
 # here, such as one with weights from the Hub, is listed with its reason.
 study: setup
 	$(MAKE) -j2 study-shard-1 study-shard-2

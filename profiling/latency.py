@@ -17,7 +17,8 @@ WINDOW_CALLS = 3
 WINDOWS_AGREE = 0.05  # share by which the medians of successive windows may differ
 WINDOWS = 3  # that have to agree: two do so too while a session slowly gets faster
 REFERENCE = (
-    "12 convolutions of 16 to 64 channels, batch norm, ReLU; images as in a call, 64 at most"
+    "12 convolutions of 16 to 64 channels, batch norm, ReLU; images as in a call, 64 at most; "
+    "freed memory kept"
 )
 REFERENCE_IMAGES = 64  # at most
 REFERENCE_S = 0.03  # of calls, before and after each piece of a round

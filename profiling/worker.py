@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TextIO
 
 from profiling import answers, latency, memory
+from zoo.allocator import keep_memory
 from zoo.errors import MissingPackageError, ZooError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -260,4 +261,5 @@ def serve(worker: object) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     serve(Worker())

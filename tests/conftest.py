@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo.allocator import keep_memory
+
 ROOT = Path(__file__).parents[1]
 STARTED = time.time()
 
@@ -16,6 +18,9 @@ STARTED = time.time()
 if "ZOO_CACHE" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="zoo-tests-")
     os.environ["ZOO_CACHE"] = CACHE.name
+
+# As commands do at their start, so that all tests of a process see one machine.
+keep_memory()
 
 # A shell that starts its jobs in the background lets them ignore Ctrl-C, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -46,16 +46,16 @@ def test_bf16_units() -> None:
 
 
 def test_what_older_records_do_not_know_leaves_their_key() -> None:
-    before = replace(
-        capture(), max_clock_mhz=None, quota_cores=None, memory_limit_gib=None, cores=8
-    )
+    absent = {"max_clock_mhz": None, "quota_cores": None, "memory_limit_gib": None}
+    before = replace(capture(), **absent, keeps_memory=False, cores=8)
     value = before.to_json()
-    for name in ("max_clock_mhz", "quota_cores", "memory_limit_gib"):
+    for name in (*absent, "keeps_memory"):
         del value[name]
 
     assert Environment.from_json(value).key == before.key
     assert replace(before, max_clock_mhz=3000.0, memory_limit_gib=4.0).key == before.key
     assert replace(before, quota_cores=1.5).key != before.key  # it decides times
+    assert replace(before, keeps_memory=True).key != before.key
 
 
 def write(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from accelerate.utils import (
 
 from training.elastic import PeerLost
 from training.recipe import Runtime
+from zoo.allocator import keep_memory
 from zoo.doctor import require_kernels
 from zoo.errors import ZooError, first_line
 from zoo.session import tf32
@@ -53,12 +54,15 @@ class Job:
 def processes(runtime: Runtime) -> Iterator[Accelerator]:
     """The processes of this run, under its own random numbers; all is put back at the end.
 
+    Memory that is freed stays with the process, from then on: see `zoo.allocator`.
+
     Raises:
         ZooError: a GPU is asked for and there is none, or an option that needs one.
         MachineError: torch holds no code for this GPU.
         PeerLost: another process ended.
     """
     cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
+    keep_memory()
     if not cpu:
         require_kernels("cuda")
     if cpu and runtime.comm_hook != "none":

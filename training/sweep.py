@@ -71,9 +71,9 @@ def run_sweep(
     """Do every job that is not done yet, and wait for those that others do.
 
     Killed at any moment, the next call goes on: a step that was done is not repeated, a training
-    under way is resumed, a pre-training after its last complete epoch. A job that fails is tried again after the
-    others, a step MOST_ATTEMPTS times over all calls; `retry_failed` begins to count anew. At
-    `deadline`, by `time.monotonic`, the job under way is stopped, and none is begun.
+    under way is resumed, a pre-training after its last complete epoch. A job that fails is tried
+    again after the others, a step MOST_ATTEMPTS times over all calls; `retry_failed` begins to
+    count anew. At `deadline`, by `time.monotonic`, the job under way is stopped, and none is begun.
 
     Raises:
         MachineError: the record of a job is damaged.

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from zoo import __version__
+from zoo.allocator import keep_memory
 from zoo.errors import ZooError
 
 OUTPUT_CLOSED = 141  # the reader of our output went away, as a shell reports SIGPIPE
@@ -126,8 +127,10 @@ def run(command: str, body: Callable[[], int | None]) -> int:
     """Call `body` and turn what it raises into one line on stderr and an exit code.
 
     Exit codes: 0 done, 1 a check or the machine failed, 2 the user's mistake, 130 SIGINT,
-    143 SIGTERM. Anything else that is raised is a bug and keeps its traceback.
+    143 SIGTERM. Anything else that is raised is a bug and keeps its traceback. The process keeps
+    the memory that it frees: see `zoo.allocator`.
     """
+    keep_memory()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = body()

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from zoo.allocator import keeps_memory
 from zoo.plain import from_plain
 
 # What a kernel library may choose its code by; other CPU flags do not matter here.
@@ -43,13 +44,16 @@ class Environment:
     max_clock_mhz: float | None = None  # of the CPU; None where the system does not tell
     quota_cores: float | None = None  # CPU time a second that the container may use; None: all
     memory_limit_gib: float | None = None  # of the container; None: all
+    keeps_memory: bool = False  # that it frees, see zoo.allocator; older records: it did not
 
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that differ where any field does that decides a time.
 
-        The quota of a container counts where there is one. Its memory limit and the clock do not:
-        the one changes no time, the other follows from the CPU, and older records know neither.
+        The quota of a container counts where there is one, and the allocator where it keeps memory:
+        so older records have the key that they had. The container's memory limit and the clock do
+        not: the one changes no time, the other follows from the CPU, and older records know
+        neither.
         """
         return _key(self)
 
@@ -70,6 +74,8 @@ def _key(environment: Environment) -> str:
         del value[name]
     if value["quota_cores"] is None:
         del value["quota_cores"]
+    if not value["keeps_memory"]:
+        del value["keeps_memory"]
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -102,6 +108,7 @@ def capture(device: str = "cpu") -> Environment:
         cuda=torch.version.cuda,
         cudnn=None if cudnn is None else str(cudnn),
         max_clock_mhz=_max_clock_mhz(),
+        keeps_memory=keeps_memory(),
         **container_limits(),
     )
 

@@ -12,6 +12,7 @@ from training.loop import Trainer
 from training.precision import resolve_precision
 from training.recipe import Runtime
 from training.recipes import named_recipe
+from zoo.allocator import keep_memory
 from zoo.data import load_dataset
 from zoo.models import create_model
 from zoo.session import tf32
@@ -30,6 +31,7 @@ class Ours:
     data_s = 0.0  # images lie on the device: nothing is waited for
 
     def __init__(self, contender: Contender, task: Task) -> None:
+        keep_memory()  # as zoo-train does
         data = load_dataset(task.dataset)
         recipe = replace(
             named_recipe("study"),

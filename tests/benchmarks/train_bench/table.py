@@ -30,7 +30,8 @@ and whoever has no turn is stopped, data workers included. `torchvision` is the 
 loop (PIL, transforms v2, `DataLoader`), `timm` is its training script's (its loader, prefetcher
 and optimiser, with RandAugment of one operation of even strength, since it has no
 TrivialAugmentWide). On a CPU peers compute in fp32, as they do for their users unless a name says
-bf16; on a GPU all use the same 16-bit format.
+bf16; on a GPU all use the same 16-bit format. Ours keeps the memory that it frees (`zoo.allocator`,
+since the records of 2026-11-27), as zoo-train does; peers have the allocator that their users have.
 
 - images/s: median over rounds, of timed steps; the interval covers 95%, by bootstrap.
 - times: how many times as fast the first row is, the median of the ratios within each round.

@@ -1,0 +1,72 @@
+"""Memory that is freed stays with the process."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from profiling.process import WorkerProcess
+from zoo import allocator, command
+
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="needs the C library glibc"
+)
+
+FAULTS = """
+import json, resource, sys
+from zoo.allocator import keep_memory, keeps_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+import torch
+torch.set_num_threads(1)
+x = torch.ones(1 << 20)  # 4 MiB
+def step():
+    parts = [x + i for i in range(8)]
+    del parts
+for _ in range(5):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(json.dumps([keeps_memory(), (after - before) / 20]))
+"""
+
+
+def faults(how: str, **environment: str) -> tuple[bool, float]:
+    """Whether a process keeps its memory, and page faults of a step of eight tensors of 4 MiB."""
+    own = {key: v for key, v in os.environ.items() if not key.startswith(allocator.USERS_OWN)}
+    words = (sys.executable, "-c", FAULTS, how)
+    out = subprocess.run(
+        words, env=own | environment, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    kept, each = json.loads(out)
+    return kept, each
+
+
+@needs_glibc
+def test_a_step_has_no_page_faults_any_more() -> None:
+    kept, each = faults("keep")
+    by_default, each_by_default = faults("leave")
+
+    assert (kept, by_default) == (True, False)
+    assert each < 10
+    assert each_by_default > 1000  # 1,024 pages of 4 KiB a tensor
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_what_the_user_has_set_stays(name: str) -> None:
+    value = {"MALLOC_TRIM_THRESHOLD_": "131072", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}
+
+    assert faults("keep", **{name: value[name]})[0] is False
+
+
+@needs_glibc
+def test_commands_and_workers_keep_theirs() -> None:
+    assert command.run("test", lambda: int(not allocator.keeps_memory())) == 0
+    with WorkerProcess(threads=1) as worker:
+        found = worker.ask("hello", limit_s=120, device="cpu", threads=1)
+    assert found["keeps_memory"] is True
