@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from zoo.allocator import release_memory
+
 RESIDENT = "peak resident memory of the process less that before opening"
 RESIDENT_EVER = "peak resident memory since the process began less that before opening"
 ALLOCATOR = "peak of torch's CUDA allocator less its use before opening"
@@ -19,17 +21,18 @@ class PeakMemory:
     Construct it when torch is loaded and the session is not: what is counted then are the weights,
     the input, the activations and the runtime's own code, a compiler that it keeps included.
 
-    On Linux without a GPU it is the resident set: `reset` sets the kernel's high-water mark back
-    to what is resident now, so memory that a runtime keeps from an earlier batch size still
-    counts. Where the mark cannot be set back (some sandboxes), the peak is that of the whole
-    process and the method says so. On CUDA it is torch's caching allocator, and nothing for
-    runtimes that allocate on their own.
+    On Linux without a GPU it is the resident set: `reset` gives back what was freed and sets the
+    kernel's high-water mark to what is resident then, so memory that a runtime keeps from an
+    earlier batch size still counts. Where the mark cannot be set back (some sandboxes), the peak
+    is that of the whole process and the method says so. On CUDA it is torch's caching allocator,
+    and nothing for runtimes that allocate on their own.
     """
 
     def __init__(self, device: str) -> None:
         self._is_cuda = device.startswith("cuda")
         self._device = device
         self._can_reset = False
+        release_memory()
         self._before = self._now()
 
     def reset(self) -> None:
@@ -39,6 +42,7 @@ class PeakMemory:
 
             torch.cuda.reset_peak_memory_stats(self._device)
             return
+        release_memory()
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
             self._can_reset = True

@@ -16,7 +16,14 @@ from training.loop import EpochMetrics, NonFinite, Trainer
 from training.processes import Job, by_first, summed, told
 from training.resume import require_same_run
 from training.start import Start
-from training.state import RunState, drop_previous, is_finite, newest_state, save_state
+from training.state import (
+    RunState,
+    drop_parts,
+    drop_previous,
+    is_finite,
+    newest_state,
+    save_state,
+)
 from zoo.checkpoint import (
     CURVES,
     METRICS,
@@ -85,8 +92,7 @@ class RunFolder:
             ) from None
         folder = cls(path, trainer, meta, state.metrics, state.selected, is_worth_keeping=True)
         if trainer.rank == 0:
-            for left in [*path.glob(".part-*"), *(path / STATE).glob(".part-*")]:
-                left.unlink(missing_ok=True)
+            drop_parts(path)
             folder._store(anew=True)  # what is there may be older than the state
         epoch, step = trainer.position
         note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")

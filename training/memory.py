@@ -8,6 +8,7 @@ import torch
 
 from training.loop import Trainer
 from training.recipe import Recipe, Runtime
+from zoo.allocator import release_memory
 from zoo.errors import MachineError, is_out_of_memory
 
 PROBE_STEPS = 2  # the first fills what the optimiser remembers
@@ -45,6 +46,7 @@ def out_of_memory(
 
 def _fits(build: Callable[[int], Trainer], size: int) -> bool:
     gc.collect()
+    release_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from training.folder import claim, now
 from training.resume import begun, require_same_run, require_same_settings
-from training.state import LAST, PREVIOUS, metrics_of, newest, read_content, write_content
+from training.state import (
+    LAST,
+    PREVIOUS,
+    drop_parts,
+    metrics_of,
+    newest,
+    read_content,
+    write_content,
+)
 from zoo.checkpoint import METRICS, STATE, Checkpoint, RunMeta, all_runs, folder_name, save_run
 from zoo.errors import CheckpointError, ZooError, first_line
 from zoo.files import write_atomic
@@ -72,6 +80,7 @@ class PretrainingFolder:
             raise CheckpointError(
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
+        drop_parts(path)
         note(f"continuing {path} after {len(lines)} of its {run.meta.recipe['epochs']} epochs")
         return cls(path, trainer, run.meta, lines)
 

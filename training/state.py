@@ -150,6 +150,12 @@ def newest(
         return state
 
 
+def drop_parts(run: Path) -> None:
+    """Remove what a kill left of files that were being written."""
+    for left in (*run.glob(".part-*"), *(run / STATE).glob(".part-*")):
+        left.unlink(missing_ok=True)
+
+
 def drop_previous(run: Path) -> None:
     """Leave one state to a run that is complete."""
     (run / STATE / PREVIOUS).unlink(missing_ok=True)

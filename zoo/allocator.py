@@ -16,7 +16,8 @@ def keep_memory() -> None:
     of page faults in a training step, a fifth of its time on two cores. How many depends on what
     else lies on the heap, so that processes of the same program differ by a factor of two.
 
-    Nothing changes where the allocator is another one, or the user has set it.
+    Nothing changes where the allocator is another one, the user has set it, or address space is
+    limited (RLIMIT_AS), of which a heap gives nothing back.
 
     Source:
         mallopt(3).
@@ -25,10 +26,23 @@ def keep_memory() -> None:
     is_users = any(name.startswith(USERS_OWN) for name in os.environ)
     if _keeps or is_users or os.name != "posix":
         return
+    import resource
+
+    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
+    if hasattr(library, "gnu_get_libc_version") and not is_limited:
         never = library.mallopt(M_TRIM_THRESHOLD, -1), library.mallopt(M_MMAP_MAX, 0)
         _keeps = all(never)
+
+
+def release_memory() -> None:
+    """Give back what was freed up to now, so that the memory of the process is what it uses.
+
+    Source:
+        malloc_trim(3).
+    """
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keeps_memory() -> bool:
