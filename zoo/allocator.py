@@ -13,7 +13,7 @@ def keep_memory() -> None:
     """Keep what is freed for the next tensors, from now on.
 
     glibc gives large blocks back to the system and then takes them again page by page: thousands
-    of page faults in a training step, a fifth of its time on two cores. How many depends on what
+    of page faults in a training step, a quarter of its time on two cores. How many depends on what
     else lies on the heap, so that processes of the same program differ by a factor of two.
 
     Nothing changes where the allocator is another one, the user has set it, or address space is
