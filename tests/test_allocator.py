@@ -52,11 +52,10 @@ def faults(how: str, *more: str, **environment: str) -> tuple[bool, float]:
 @needs_glibc
 def test_a_step_has_no_page_faults_any_more() -> None:
     kept, each = faults("keep")
-    by_default, each_by_default = faults("leave")
 
-    assert (kept, by_default) == (True, False)
-    assert each < 10
-    assert each_by_default > 100  # 1,024 pages of 4 KiB a tensor, of which some are kept
+    assert kept
+    assert each < 10  # of 8 * 1,024 pages; how many there are by default is chance
+    assert faults("leave")[0] is False
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])

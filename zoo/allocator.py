@@ -3,17 +3,18 @@
 import ctypes
 import os
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+LARGEST = 32 * 2**20  # bytes of a block that is kept: the most that glibc takes
 USERS_OWN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # beginnings of environment variables
 
 _keeps = False
 
 
 def keep_memory() -> None:
-    """Keep what is freed for the next tensors, from now on.
+    """Keep freed blocks of up to LARGEST bytes for the next tensors, from now on.
 
     glibc gives large blocks back to the system and then takes them again page by page: thousands
-    of page faults in a training step, a quarter of its time on two cores. How many depends on what
+    of page faults in a training step, a fifth of its time on two cores. How many depends on what
     else lies on the heap, so that processes of the same program differ by a factor of two.
 
     Nothing changes where the allocator is another one, the user has set it, or address space is
@@ -31,8 +32,8 @@ def keep_memory() -> None:
     is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version") and not is_limited:
-        never = library.mallopt(M_TRIM_THRESHOLD, -1), library.mallopt(M_MMAP_MAX, 0)
-        _keeps = all(never)
+        never = library.mallopt(M_TRIM_THRESHOLD, -1)
+        _keeps = bool(never and library.mallopt(M_MMAP_THRESHOLD, LARGEST))
 
 
 def release_memory() -> None:
