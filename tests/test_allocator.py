@@ -69,6 +69,43 @@ def test_a_heap_that_may_not_grow_gives_back() -> None:
     assert faults("keep", "limited")[0] is False
 
 
+def printed(script: str) -> str:
+    own = {key: v for key, v in os.environ.items() if not key.startswith(allocator.USERS_OWN)}
+    words = (sys.executable, "-c", script)
+    return subprocess.run(
+        words, env=own, capture_output=True, text=True, timeout=120, check=True
+    ).stdout.strip()
+
+
+@needs_glibc
+def test_what_was_freed_can_be_given_back() -> None:
+    script = """
+from profiling.memory import _status_bytes
+from zoo.allocator import keep_memory, release_memory
+keep_memory()
+blocks = [b"x" * 2**20 for _ in range(200)]
+del blocks
+kept = _status_bytes("VmRSS")
+release_memory()
+print((kept - _status_bytes("VmRSS")) // 2**20)
+"""
+
+    assert int(printed(script)) >= 190  # MiB
+
+
+@needs_glibc
+def test_a_training_keeps_its_memory_without_a_command() -> None:
+    script = """
+from training.processes import processes
+from training.recipe import Runtime
+from zoo.allocator import keeps_memory
+with processes(Runtime(device="cpu")):
+    print(keeps_memory())
+"""
+
+    assert printed(script).endswith("True")
+
+
 @needs_glibc
 def test_commands_and_workers_keep_theirs() -> None:
     assert command.run("test", lambda: int(not allocator.keeps_memory())) == 0
