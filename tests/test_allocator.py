@@ -38,14 +38,23 @@ print(json.dumps([keeps_memory(), (after - before) / 20]))
 """
 
 
-def faults(how: str, *more: str, **environment: str) -> tuple[bool, float]:
-    """Whether a process keeps its memory, and page faults of a step of eight tensors of 4 MiB."""
+def printed(script: str, *words: str, **environment: str) -> str:
+    """What a process without an allocator of the user's own prints."""
     own = {key: v for key, v in os.environ.items() if not key.startswith(allocator.USERS_OWN)}
-    words = (sys.executable, "-c", FAULTS, how, *more)
-    out = subprocess.run(
-        words, env=own | environment, capture_output=True, text=True, timeout=120, check=True
-    ).stdout
-    kept, each = json.loads(out)
+    answer = subprocess.run(
+        (sys.executable, "-c", script, *words),
+        env=own | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return answer.stdout.strip()
+
+
+def faults(*words: str, **environment: str) -> tuple[bool, float]:
+    """Whether a process keeps its memory, and page faults of a step of eight tensors of 4 MiB."""
+    kept, each = json.loads(printed(FAULTS, *words, **environment))
     return kept, each
 
 
@@ -67,14 +76,6 @@ def test_what_the_user_has_set_stays(name: str) -> None:
 
 def test_a_heap_that_may_not_grow_gives_back() -> None:
     assert faults("keep", "limited")[0] is False
-
-
-def printed(script: str) -> str:
-    own = {key: v for key, v in os.environ.items() if not key.startswith(allocator.USERS_OWN)}
-    words = (sys.executable, "-c", script)
-    return subprocess.run(
-        words, env=own, capture_output=True, text=True, timeout=120, check=True
-    ).stdout.strip()
 
 
 @needs_glibc
