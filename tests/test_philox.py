@@ -63,6 +63,16 @@ def test_every_place_epoch_seed_and_part_has_its_own() -> None:
     assert len(found.unique(dim=0)) == len(found)
 
 
+def test_parts_at_once_are_those_of_each_alone() -> None:
+    counts = {3: 5, 0: 23, 1: 4}
+
+    found = numbers().uniforms_of(counts)
+
+    assert list(found) == list(counts)
+    for part, count in counts.items():
+        assert torch.equal(found[part], numbers().uniforms(part, count))
+
+
 def test_more_numbers_leave_the_first_as_they_are() -> None:
     few, many = numbers().uniforms(0, 5), numbers().uniforms(0, 30)
 

@@ -144,20 +144,24 @@ class Augmentation:
     def draw(self, numbers: Numbers) -> Draw:
         """Choose what happens to each image."""
         policy = self.policy
-        u = numbers.uniforms(CROP, 4)
-        shift = (u[:, 0:2] * (2 * policy.crop_padding + 1)).long()  # (B, 2)
-        stages: tuple[Stage, ...] = ()
+        counts = {CROP: 4, ERASE: 3 + 2 * ERASE_ATTEMPTS}
         if self.operations is not None:
-            stages = self.operations.stages(numbers.uniforms(POLICY, self.operations.uniforms))
+            counts[POLICY] = self.operations.uniforms
+        if policy.jitter:
+            counts[JITTER] = jitter.UNIFORMS
+        if self.mixing is not None:
+            counts[MIX] = mix.UNIFORMS
+        u = numbers.uniforms_of(counts)
+        shift = (u[CROP][:, 0:2] * (2 * policy.crop_padding + 1)).long()  # (B, 2)
         return Draw(
             top=shift[:, 0],
             left=shift[:, 1],
-            is_flipped=u[:, 2] < policy.flip_p,
-            is_upside_down=u[:, 3] < policy.vertical_flip_p,
-            stages=stages,
-            erase=_rectangles(policy, numbers.uniforms(ERASE, 3 + 2 * ERASE_ATTEMPTS), self.size),
-            jitter=numbers.uniforms(JITTER, jitter.UNIFORMS) if policy.jitter else None,
-            mix=None if self.mixing is None else numbers.uniforms(MIX, mix.UNIFORMS),
+            is_flipped=u[CROP][:, 2] < policy.flip_p,
+            is_upside_down=u[CROP][:, 3] < policy.vertical_flip_p,
+            stages=() if self.operations is None else self.operations.stages(u[POLICY]),
+            erase=_rectangles(policy, u[ERASE], self.size),
+            jitter=u.get(JITTER),
+            mix=u.get(MIX),
         )
 
     def apply(self, stored: Tensor, drawn: Draw) -> Tensor:

@@ -1,5 +1,6 @@
 """Random numbers that follow from where they are used: no state, the same on every device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Tensor) -> tuple
         Philox-4x32-10.
     """
     a, b, c, d = counter
-    low, high = key.unbind(0)
-    for _ in range(ROUNDS):
+    rounds = torch.arange(ROUNDS, device=key.device)
+    keys = ((word + step * rounds & MASK).unbind(0) for word, step in zip(key, WEYL, strict=True))
+    for low, high in zip(*keys, strict=True):
         left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
         a, b, c, d = (
             (right >> 32 & MASK) ^ b ^ low,
@@ -32,7 +34,6 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Tensor) -> tuple
             (left >> 32 & MASK) ^ d ^ high,
             left & MASK,
         )
-        low, high = low + WEYL[0] & MASK, high + WEYL[1] & MASK
     return a, b, c, d
 
 
@@ -58,11 +59,24 @@ class Numbers:
         Shapes:
             -> (B, count) float32. An integer below 2^24 times one is below the integer.
         """
-        block = torch.arange((count + 3) // 4, device=self.place.device)
-        words = philox(
-            (self.place[:, None], block, self.epoch.view(1, 1), torch.full_like(block, part)),
-            self.key,
-        )
+        return self.uniforms_of({part: count})[part]
+
+    def uniforms_of(self, counts: Mapping[int, int]) -> dict[int, Tensor]:
+        """The uniforms of several parts at once, which takes a fraction of the kernels.
+
+        Shapes:
+            count by part -> (B, count) float32 by part.
+        """
+        device, blocks = self.place.device, [(count + 3) // 4 for count in counts.values()]
+        block = torch.cat([torch.arange(many, device=device) for many in blocks])
+        sizes = zip(counts, blocks, strict=True)
+        part = torch.cat([torch.full((many,), one, device=device) for one, many in sizes])
+        words = philox((self.place[:, None], block, self.epoch.view(1, 1), part), self.key)
         shape = (len(self.place), len(block))
-        mixed = torch.stack([word.expand(shape) for word in words], dim=2).flatten(1)
-        return (mixed[:, :count] >> 8).float() * 2.0**-24
+        mixed = torch.stack([word.expand(shape) for word in words], dim=2)  # (B, blocks, 4)
+        uniforms = (mixed >> 8).float() * 2.0**-24
+        split = uniforms.split(blocks, dim=1)
+        return {
+            one: some.flatten(1)[:, :count]
+            for (one, count), some in zip(counts.items(), split, strict=True)
+        }
