@@ -1,5 +1,7 @@
 """A loss that becomes NaN: the run stops, keeps its last good save, and shows where it began."""
 
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from training.run import replay
 from training.state import is_finite, read_state
 from zoo.errors import CheckpointError, MachineError
 from zoo.files import read_json
+from zoo.preprocess import Preprocessing
 
 FEW = few_of_each()
 EXPLODING = replace(SHORT, peak_lr=1e30, schedule="constant")
@@ -66,8 +69,6 @@ class Breaking(nn.Module):
 @pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Networks of one's own, `breaking:forward` and `breaking:backward`, that break in step 9."""
-    import sys
-    import types
 
     def network(num_classes: int, *, backward: bool) -> nn.Module:
         return nn.Sequential(
@@ -102,6 +103,36 @@ def test_the_step_that_failed_is_found(
     assert shown[0].startswith("epoch 2, step 3 of 6, ")
     assert shown[1].startswith(f"first value that is not finite: {first}")
     assert is_finite(read_state(path / "state" / "last.pt").trainer)
+
+
+class Blinded(nn.Module):
+    """Evaluated, an image that is darker than most becomes infinite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training else x / (x.mean((1, 2, 3), keepdim=True) > 0)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_weights_that_are_of_no_use_are_told(
+    held_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("blinded")
+    module.network = lambda num_classes: nn.Sequential(
+        Blinded(), nn.Flatten(), nn.Linear(3072, num_classes)
+    )
+    monkeypatch.setitem(sys.modules, "blinded", module)
+    recipe, notes = replace(SHORT, full_train=not held_out), list[str]()
+    images = Preprocessing.of(FEW).to_batch(FEW.test.images)
+    dark = int((images.mean((1, 2, 3)) <= 0).sum())
+
+    done = train("blinded:network", recipe, CPU, FEW, runs=tmp_path, on_note=notes.append)
+
+    assert 0 < dark < 100
+    assert notes == [
+        f"{dark} of 100 test images get logits that are not finite: they count as wrong, and the "
+        "run cannot be exported; train for longer or at a lower rate"
+    ]
+    assert done.meta.test_top1 <= 1 - dark / 100
 
 
 def test_the_images_are_those_of_the_batch(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_top5_of_three_classes_is_all() -> None:
     assert accuracy(torch.eye(3), np.array([1, 2, 0])).top5 == 1.0
 
 
+def test_what_is_no_number_is_no_right_answer() -> None:
+    logits = torch.eye(6) + 1.0
+    logits[0, 0], logits[1, 1], logits[2, 5] = torch.nan, torch.inf, -torch.inf
+
+    found = accuracy(logits, np.arange(6))
+
+    assert (found.top1, found.top5, found.nonfinite) == (0.5, 0.5, 3)
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 def test_eager_equals_the_module(batch: int) -> None:
     torch.manual_seed(0)

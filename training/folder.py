@@ -158,8 +158,11 @@ class RunFolder:
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
         write_atomic(self.path / METRICS, text)
 
-    def finish(self) -> Checkpoint:
-        """Measure the selected weights on the test images, once, and complete the folder."""
+    def finish(self, note: Callable[[str], None]) -> Checkpoint:
+        """Measure the selected weights on the test images, once, and complete the folder.
+
+        `note` is told where the weights are of no use.
+        """
         trainer = self.trainer
         assert self.selected is not None
         weights = self.selected
@@ -177,6 +180,12 @@ class RunFolder:
             with held_signals():
                 save_run(self.path, self.meta)
                 drop_previous(self.path)
+            if found.nonfinite:
+                note(
+                    f"{found.nonfinite} of {found.images} test images get logits that are not "
+                    "finite: they count as wrong, and the run cannot be exported; train for longer "
+                    "or at a lower rate"
+                )
         trainer.accelerator.wait_for_everyone()
         return Checkpoint(self.path, told(trainer.accelerator, self.meta))
 

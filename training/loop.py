@@ -329,13 +329,12 @@ class Trainer:
                 buffer.copy_(broadcast(buffer))
         session = EagerSession(self.selected, device=str(self.device))
         found = accuracy(self._predict(session, images), labels)
+        right = (found.top1 * found.images, found.top5 * found.images)
         counts = torch.tensor(
-            [found.top1 * found.images, found.top5 * found.images, found.images],
-            device=self.device,
-            dtype=torch.float64,
+            [*right, found.images, found.nonfinite], device=self.device, dtype=torch.float64
         )
-        top1, top5, count = (round(v) for v in self.accelerator.reduce(counts, "sum").tolist())
-        return Accuracy(top1 / count, top5 / count, count)
+        top1, top5, *rest = (round(v) for v in self.accelerator.reduce(counts, "sum").tolist())
+        return Accuracy(top1 / rest[0], top5 / rest[0], *rest)
 
     def _first_step(self) -> float:
         """Compile; without our own convolutions where the compiler fails on them."""

@@ -251,7 +251,7 @@ def _run(
     first, done = trainer.position
     remaining = epochs - first + 1 - done / steps
     if remaining <= 0:  # stopped between the last epoch and the test images
-        return folder.finish()
+        return folder.finish(note)
     predicted = told(trainer.accelerator, trainer.predicted_seconds(ceil(remaining)))
     graphs = compiled_graphs() if trainer.runtime.compile else 0
 
@@ -298,7 +298,7 @@ def _run(
         saver.save()
     if trainer.runtime.compile and (line := compilation(folder.lines[-1]).line):
         note(line)
-    return folder.finish()
+    return folder.finish(note)
 
 
 @contextmanager

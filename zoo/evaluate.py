@@ -17,6 +17,7 @@ class Accuracy:
     top1: float  # in [0, 1]
     top5: float
     images: int
+    nonfinite: int = 0  # of the images: their logits are no numbers, and they count as wrong
 
 
 def predict(
@@ -52,9 +53,11 @@ def accuracy(logits: Tensor, labels: np.ndarray | Tensor) -> Accuracy:
     """
     truth = torch.as_tensor(np.array(labels)).long()
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
-    hits = best == truth[:, None]
+    is_finite = logits.isfinite().all(1)
+    hits = (best == truth[:, None]) & is_finite[:, None]
     count = len(truth)
-    return Accuracy(hits[:, 0].sum().item() / count, hits.any(1).sum().item() / count, count)
+    top1, top5 = (found.sum().item() / count for found in (hits[:, 0], hits.any(1)))
+    return Accuracy(top1, top5, count, int((~is_finite).sum()))
 
 
 def evaluate(
