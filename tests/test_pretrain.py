@@ -418,7 +418,8 @@ def test_another_run_is_not_continued(done: Checkpoint, few: Dataset, tmp_path: 
     )
     assert message("simclr", done.path).startswith(f"{done.path} is complete (2 epochs")
     assert message("simclr", tmp_path / "gone") == (
-        f"there is no run {tmp_path}/gone: train one with zoo-train MODEL"
+        f"there is no run {tmp_path / 'gone'}: resume a folder that zoo-pretrain began, or start a "
+        "new run without --resume"
     )
     begun = tmp_path / "begun"
     begun.mkdir()

@@ -18,7 +18,16 @@ from training.state import (
     read_content,
     write_content,
 )
-from zoo.checkpoint import METRICS, STATE, Checkpoint, RunMeta, all_runs, folder_name, save_run
+from zoo.checkpoint import (
+    META,
+    METRICS,
+    STATE,
+    Checkpoint,
+    RunMeta,
+    all_runs,
+    folder_name,
+    save_run,
+)
 from zoo.errors import CheckpointError, ZooError, first_line
 from zoo.files import write_atomic
 from zoo.signals import held_signals
@@ -70,6 +79,11 @@ class PretrainingFolder:
         Raises:
             CheckpointError: it is another run, complete, or damaged beyond its last two states.
         """
+        if not (path / META).is_file():
+            raise CheckpointError(
+                f"there is no run {path}: resume a folder that zoo-pretrain began, or start a new "
+                "run without --resume"
+            )
         run = Checkpoint.open(path)
         _require_same(run, given)
         state = newest(path, lambda file: read_content(file, lambda found: found), note, mend=True)
