@@ -1,12 +1,12 @@
 """An exported file and its manifest: what it is, what it came from, how it was proven."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export import TARGETS, target_of
+from export import PRECISIONS, TARGETS, target_of
 from export.mcnemar import Comparison
 from export.parity import Parity
 from export.raw import RAW
@@ -21,6 +21,7 @@ SCHEMA = 2  # 1: one file, always proven
 FOLDER = "artifacts"  # inside a run folder
 AGAIN = "write it again with zoo-export"
 PASSED, PENDING = "passed", "pending"
+REFUTED = "not the model"  # how `pending` begins where a proof failed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +58,11 @@ class Artifact:
     def input_preprocessing(self) -> Preprocessing:
         """What the file is fed with; older ones knew 32x32 pixels and their data set only."""
         return self.preprocessing or Preprocessing.of(self.dataset)
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether a proof found that it is not the model."""
+        return self.pending is not None and self.pending.startswith(REFUTED)
 
     @property
     def backend(self) -> str:
@@ -117,6 +123,10 @@ def read_manifest(manifest: Path) -> Artifact:
                     f"{manifest} is the manifest of another file, {other!r}: {AGAIN}"
                 )
         artifact = from_plain(Artifact, value | {"path": manifest.with_name(name), "files": files})
+        if artifact.precision not in PRECISIONS:
+            raise ValueError(f"there is no precision {artifact.precision!r}")
+        if not isinstance(artifact.facts.get("int8", {}), Mapping):
+            raise TypeError("int8 is no object")
     except (AttributeError, KeyError, TypeError, ValueError) as reason:
         raise ArtifactError(f"{manifest} is not the manifest of an artifact ({reason})") from None
     if artifact.target not in TARGETS:
@@ -128,16 +138,26 @@ def read_manifest(manifest: Path) -> Artifact:
     return artifact
 
 
-def find_artifacts(run: Path) -> list[Artifact]:
+def find_artifacts(
+    run: Path, *, on_damage: Callable[[ArtifactError], None] | None = None
+) -> list[Artifact]:
     """Artifacts of a run by name; a file without a manifest is none.
 
     A file that is gone or damaged is still listed, so that whoever opens it can say why it is of
-    no use.
+    no use. With `on_damage`, a manifest that cannot be read is reported to it and left out.
 
     Raises:
         ArtifactError: a manifest cannot be read.
     """
-    return [read_manifest(manifest) for manifest in manifests(run)]
+    found = []
+    for manifest in manifests(run):
+        try:
+            found.append(read_manifest(manifest))
+        except ArtifactError as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+    return found
 
 
 def manifests(run: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from export import check_precision, check_target, check_written, load_target, target_of
 from export.flags import eval_parser, export_parser, predict_parser
 from zoo import command
-from zoo.errors import ArtifactError, ZooError
+from zoo.errors import ArtifactError, MachineError, ZooError
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -48,12 +48,27 @@ def _export(args: argparse.Namespace) -> int:
         check_precision(name)
     if args.preprocess and "onnx" not in args.to:
         raise ZooError("--preprocess is for .onnx files: add onnx to --to")
+    for option, folder in (("--bundle", args.bundle), ("--triton", args.triton)):
+        if folder not in (None, True) and _is_source(Path(folder)):
+            raise ZooError(
+                f"{option} {folder}: expected a folder to write to, this is a run or a file to "
+                f"hand over; put it first: zoo-export {folder} {option}"
+            )
     if args.prove:
         return _prove(args)
+    if args.provider is not None and "onnx" not in args.to:
+        raise ZooError("--provider is for .onnx files: add onnx to --to")
     wants = args.triton is not None or args.bundle is not None
     if wants and args.paths and all(target_of(path) is not None for path in args.paths):
         return _hand_over_files(args)
     return _write(args)
+
+
+def _is_source(path: Path) -> bool:
+    """Whether this is what is exported or handed over, and no folder for it."""
+    from zoo.checkpoint import META
+
+    return target_of(path) is not None or (path / META).exists()
 
 
 def _write(args: argparse.Namespace) -> int:
@@ -67,8 +82,8 @@ def _write(args: argparse.Namespace) -> int:
     check_opset(args.opset)
     check_method(args.int8_method)
     if args.provider is not None:
-        check_provider(args.provider, args.device)
-    codes = []
+        check_provider(args.provider, args.device or "cpu")
+    codes: list[int] = []
     jobs: list[tuple[ExportTarget, str]] = []
     for name, precision in itertools.product(args.to, args.precision):
         try:
@@ -79,8 +94,8 @@ def _write(args: argparse.Namespace) -> int:
             codes.append(_report(error))
     if not jobs:
         return codes[0]
-    runs = _runs(args)
-    require_kernels(args.device)
+    runs = _runs(args, codes)
+    require_kernels(args.device or "cpu")
     for run in runs:
         try:
             data = _dataset(run.meta.dataset.name, args)
@@ -115,7 +130,7 @@ def _write_one(
         target,
         precision=precision,
         options=ExportOptions(
-            device=args.device,
+            device=_device(args, target.name),
             opset=args.opset,
             int8_method=args.int8_method,
             int8_images=args.int8_images,
@@ -172,7 +187,7 @@ def _prove(args: argparse.Namespace) -> int:
     artifacts, codes = _to_prove(args)
     if not artifacts and not codes:
         _say("no proof is pending")
-    require_kernels(args.device)
+    require_kernels(args.device or "cpu")
     references: dict[Path, Reference] = {}
     for artifact in artifacts:
         try:
@@ -188,7 +203,7 @@ def _prove(args: argparse.Namespace) -> int:
                 load_target(
                     artifact.target, provider=args.provider if artifact.target == "onnx" else None
                 ),
-                device=args.device,
+                device=_device(args, artifact.target),
             )
             _say(_summary(proven))
             print(proven.path, flush=True)
@@ -204,8 +219,8 @@ def _to_prove(args: argparse.Namespace) -> tuple[list["Artifact"], list[int]]:
 
     files = [path for path in args.paths if target_of(path) is not None]
     found: list[Artifact] = []
-    codes = []
-    runs = _runs(args, left_out=files)
+    codes: list[int] = []
+    runs = _runs(args, codes, left_out=files)
     for read, path in (
         *((find_artifact, path) for path in files),
         *((read_manifest, path) for run in runs for path in manifests(run.path)),
@@ -220,8 +235,13 @@ def _to_prove(args: argparse.Namespace) -> tuple[list["Artifact"], list[int]]:
     return found, codes
 
 
-def _runs(args: argparse.Namespace, left_out: Sequence[Path] = ()) -> list["Checkpoint"]:
-    """The runs that were named; without any, all of a folder or the newest."""
+def _runs(
+    args: argparse.Namespace, codes: list[int], left_out: Sequence[Path] = ()
+) -> list["Checkpoint"]:
+    """The runs that were named; without any, all of a folder or the newest.
+
+    A damaged one of a folder adds its exit code and stops no other.
+    """
     from zoo.checkpoint import Checkpoint, complete_runs, newest_run
 
     runs = [Checkpoint.open(path) for path in args.paths if path not in left_out]
@@ -230,11 +250,25 @@ def _runs(args: argparse.Namespace, left_out: Sequence[Path] = ()) -> list["Chec
     if args.all is not None:
         named = {run.path.resolve() for run in runs}
         folder = args.runs if args.all is True else Path(args.all)
-        runs += [run for run in complete_runs(folder) if run.path.resolve() not in named]
+        found = complete_runs(folder, on_damage=lambda error: codes.append(_report(error)))
+        runs += [run for run in found if run.path.resolve() not in named]
     elif not args.paths:
         runs = [Checkpoint.open(newest_run(args.runs))]
         runs[0].require_consent(args.model)
     return runs
+
+
+def _device(args: argparse.Namespace, target: str) -> str:
+    """What a file is written for and proven on: without --device the CPU, an engine the GPU."""
+    from zoo.doctor import require_kernels
+
+    if args.device is not None or target != "trt":
+        return args.device or "cpu"
+    try:
+        require_kernels("cuda")
+    except MachineError:
+        return "cpu"
+    return "cuda"
 
 
 def _consent(run: "Checkpoint", args: argparse.Namespace) -> str | None:

@@ -72,7 +72,7 @@ def export_parser() -> argparse.ArgumentParser:
         help="put each file into a folder with all that is needed to run it, below DIR or bundles "
         "in its run",
     )
-    _add_common(parser)
+    _add_common(parser, device=None)
     int8 = parser.add_argument_group("int8")
     int8.add_argument(
         "--int8-method",
@@ -173,17 +173,17 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, device: str | None = "cpu") -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
         help="where the run's data set lies; else ZOO_DATA",
     )
-    _add_machine(parser)
+    _add_machine(parser, device=device)
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(parser: argparse.ArgumentParser, *, device: str | None = "cpu") -> None:
     parser.add_argument(
         "--runs",
         type=Path,
@@ -192,7 +192,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="where the newest run is sought",
     )
     parser.add_argument(
-        "--device", type=command.device, default="cpu", metavar="NAME", help="cpu, cuda or cuda:N"
+        "--device",
+        type=command.device,
+        default=device,
+        metavar="NAME",
+        help="cpu, cuda or cuda:N"
+        + ("" if device else "; without it cpu, for trt a GPU where there is one"),
     )
     parser.add_argument(
         "--provider",

@@ -26,8 +26,12 @@ def fold_batch_norms(model: nn.Module, program: torch.export.ExportedProgram) ->
         if None in names or any(len(weight.users) > 1 for weight in weights):
             continue  # computed, absent, or used twice
         first, second = (str(name).rpartition(".")[0] for name in names)
-        pair = model.get_submodule(first), model.get_submodule(second)
-        if type(pair[0]) is nn.Conv2d and type(pair[1]) is nn.BatchNorm2d:
-            model.set_submodule(first, fuse_conv_bn_eval(pair[0], pair[1]))
+        module, batch_norm = model.get_submodule(first), model.get_submodule(second)
+        if (
+            type(module) is nn.Conv2d
+            and type(batch_norm) is nn.BatchNorm2d
+            and batch_norm.running_mean is not None  # else it takes those of the batch
+        ):
+            model.set_submodule(first, fuse_conv_bn_eval(module, batch_norm))
             model.set_submodule(second, nn.Identity())
     return model

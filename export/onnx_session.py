@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.onnx_file import load_onnx, precision_of
+from export.onnx_file import load_onnx
 from export.raw import LAYOUT, RAW, Bytes
 from export.target import require
 from zoo.errors import ArtifactError, MachineError, ZooError, first_line, nearest
+from zoo.onnx_graph import precision_of
 
 if TYPE_CHECKING:
     import onnx

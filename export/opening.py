@@ -18,8 +18,8 @@ def open_artifact(
     it runs with the rights of the caller. `provider` is ONNX Runtime's, as in --provider.
 
     Raises:
-        ArtifactError: the file has no manifest, is not the one that its manifest describes, or
-            came from other weights than its run holds by now.
+        ArtifactError: the file has no manifest, is not the one that its manifest describes, came
+            from other weights than its run holds by now, or was found not to be the model.
         MachineError: it cannot run on `device`.
     """
     file = Path(path)
@@ -35,6 +35,8 @@ def open_artifact(
                 f"{error}; without a manifest that fits, native code needs --trust"
             ) from None
         check_source(artifact)
+        if artifact.is_refuted:
+            raise ArtifactError(f"{file} is {artifact.pending}: {AGAIN}")
         target = artifact.target
     elif not file.is_file():
         raise ArtifactError(f"there is no file {path}")

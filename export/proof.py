@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.calibrate import Calibration, chosen, divided, right
+from export.calibrate import Calibration, check_method, chosen, divided, right
 from export.mcnemar import Comparison, compare_answers
 from export.parity import CLOSE, IMAGES, Parity, batched_logits, compare
 from export.raw import RawReference
 from export.target import ExportOptions, Tolerance
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, Split
-from zoo.errors import MachineError
+from zoo.errors import MachineError, ZooError
 from zoo.evaluate import Accuracy, accuracy, predict
 from zoo.session import EagerSession, InferenceSession
 
@@ -97,7 +97,14 @@ class Reference:
 
         Raises:
             DataError: a class has too few training images to hold any out.
+            ZooError: an option is out of range.
         """
+        check_method(options.int8_method)
+        if options.int8_images < 1 or not 0 <= options.int8_max_drop <= 1:
+            raise ZooError(
+                f"int8 takes 1 or more images and a drop in [0, 1], got {options.int8_images} and "
+                f"{options.int8_max_drop}"
+            )
         rows, validation = self._divided
         return Calibration(
             images=self.data.train.images[chosen(rows, options.int8_images)],
@@ -146,6 +153,10 @@ def prove(session: InferenceSession, reference: Reference, tolerance: Tolerance)
     if len(test.images) > IMAGES:
         rest = predict(session, test.images[IMAGES:], reference.preprocessing)
         logits = torch.cat([first, rest])
+    bad = ~logits.isfinite().all(1)
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise Unproven(f"its answer to test image {row} is not finite", row)
     comparison = None
     if tolerance.max_drop is not None:
         truth = torch.from_numpy(test.fine.copy())

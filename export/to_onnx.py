@@ -2,7 +2,6 @@
 
 import io
 import tempfile
-import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.onnx_session import OnnxSession
+from export.program import quiet
 from export.target import FLOATS, INT8, MAX_BATCH, ExportOptions, Tolerance, require
 from zoo.errors import MachineError, ZooError, first_line
 
@@ -148,8 +148,7 @@ def traced(
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     try:
         # The exporter's hints are for its developers: a model that it gets wrong fails parity.
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet(), redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -162,8 +161,9 @@ def traced(
                 optimize=True,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as reason:
-        raise MachineError(f"torch cannot write this model as ONNX: {first_line(reason)}") from None
+    except torch.onnx.OnnxExporterError as error:
+        reason = first_line(error.__cause__ or error)
+        raise MachineError(f"torch cannot write this model as ONNX: {reason}") from None
     assert program is not None  # None only for dynamo=False
     return program.model_proto
 

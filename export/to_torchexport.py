@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,13 @@ from zoo.errors import ArtifactError, first_line
 from zoo.session import tf32
 
 METADATA = "cifar_zoo.json"  # among the archive's extra files
+# All that a program's archive holds below its one folder. Lower case, for torch's reader finds
+# names in any case.
+PARTS = re.compile(
+    r"(\.?[a-z_]+|\.data/[a-z_]+|extra/[a-z_]+\.json|models/model\.json"
+    r"|data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_[0-9]+)"
+    r"|data/sample_inputs/model\.pt)"
+)
 
 
 class TorchExportTarget:
@@ -158,6 +166,10 @@ def _refuse_pickles(content: bytes, path: Path) -> None:
     others = [n for n in names if n.endswith((".pt", ".pkl")) and "/sample_inputs/" not in n]
     if pickled or legacy or others or len(set(names)) < len(names):
         raise _pickle(path)
+    folder = names[0].partition("/")[0]
+    for name in names:
+        if not (name.startswith(f"{folder}/") and PARTS.fullmatch(name[len(folder) + 1 :])):
+            raise ArtifactError(f"{path} holds {name!r}, which is no part of a file of zoo-export")
     for sample in samples:
         try:
             torch.load(io.BytesIO(sample), weights_only=True)

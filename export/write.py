@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from export import check_written
 from export.artifact import (
+    REFUTED,
     Artifact,
     artifact_path,
     check_digest,
@@ -163,6 +165,7 @@ def _proven_here(
 ) -> Artifact:
     check_dataset(artifact.path, artifact.dataset, reference.data)
     check_digest(artifact)
+    check_written(target, artifact.precision)
     reason = target.pending(artifact.path, device=device)
     if reason is not None:
         raise MachineError(f"{artifact.path} cannot be proven here: {reason}")
@@ -181,7 +184,7 @@ def _proven_here(
         refuted = replace(
             artifact,
             **_proven(None, None),
-            pending=f"not the model on {session.runtime}: {error}",
+            pending=f"{REFUTED} on {session.runtime}: {error}",
             proven_in=None,
         )
         write_json(manifest, refuted.to_json())
@@ -271,7 +274,7 @@ def _blamed(
                 metadata=metadata,
                 options=options,
             )
-    except (ZooError, RuntimeError) as error:  # it only explains another failure
+    except Exception as error:  # whatever it is: this only explains another failure
         return f"; which layer is off was not found ({first_line(error)})"
     if stray is None:
         return "; no layer alone is off on that image"

@@ -73,10 +73,11 @@ def _bench(args: argparse.Namespace) -> int:
     if args.latency_bound and not args.price_per_hour:
         raise ZooError("--latency-bound chooses the batch of --price-per-hour: add it")
     require_kernels(args.device)
-    jobs = _jobs(args)  # mistakes before minutes
+    damaged: list[ZooError] = []
+    jobs = _jobs(args, damaged)  # mistakes before minutes
     for out in {job.out for job in jobs}:
         _check_writable(out)
-    code = 0
+    code = int(bool(damaged))
     for number, job in enumerate(jobs, start=1):
         if len(jobs) > 1:
             _say(f"{number} of {len(jobs)}: {job.name}")
@@ -107,14 +108,16 @@ def _compare(args: argparse.Namespace) -> int:
 def _cost(args: argparse.Namespace) -> int:
     from profiling.costs import cost_rows, cost_text
 
-    subjects = [s for job in _jobs(args) for s in job.subjects() if s.backend != "compile"]
+    damaged: list[ZooError] = []
+    jobs = _jobs(args, damaged)
+    subjects = [s for job in jobs for s in job.subjects() if s.backend != "compile"]
     if not subjects:
         raise ZooError("--cost counts networks and files, compile is neither: add --backend eager")
     if args.json:
         print(json.dumps(cost_rows(subjects, args.batch), indent=1))
     else:
         print(cost_text(subjects, args.batch), end="")
-    return 0
+    return int(bool(damaged))
 
 
 def _layers(args: argparse.Namespace) -> int:
@@ -122,7 +125,7 @@ def _layers(args: argparse.Namespace) -> int:
 
     if args.backend:
         raise ZooError("--layers takes eager torch, whose layers can be timed: no --backend")
-    subjects = [s for job in _jobs(args) for s in job.subjects() if s.backend == "eager"]
+    subjects = [s for job in _jobs(args, []) for s in job.subjects() if s.backend == "eager"]
     if len(subjects) != 1:
         raise ZooError(f"--layers takes one run or one model, got {len(subjects)}: name one")
     times = of_subject(
@@ -146,12 +149,14 @@ def _roofline(args: argparse.Namespace) -> int:
     if args.what or args.model or args.all or args.zoo:
         raise ZooError("--roofline measures the device alone: name no run or model beside it")
     require_kernels(args.device)
-    roof = roofline.measure(args.device, args.threads)
+    roof, is_disturbed = roofline.measure(args.device, args.threads)
     folders = [folder for folder in (roofline.cache(), args.out) if folder is not None]
     paths = [roofline.keep(roof, folder) for folder in folders]
     print(json.dumps(roof.to_json(), indent=1) if args.json else roofline.text(roof))
     for path in paths:
         _say(f"wrote {path}")
+    if is_disturbed:
+        _say(f"{roofline.DISTURBED}: measure again when it is idle")
     return 0
 
 
@@ -170,10 +175,17 @@ def _check_writable(folder: Path) -> None:
         pass
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    """Runs and files, then networks, in the order in which they were named."""
+def _jobs(args: argparse.Namespace, damaged: list[ZooError]) -> list[Job]:
+    """Runs and files, then networks, in the order in which they were named.
+
+    What of a folder or a run cannot be read is said, added to `damaged`, and left out.
+    """
     from profiling.choice import catalogue, paths_and_models
     from profiling.runs import check_model
+
+    def leave_out(error: ZooError) -> None:
+        damaged.append(error)
+        _say(f"left out: {error}")
 
     paths, named = paths_and_models(args.what)
     if not paths and not args.all:  # with a run, it allows to import the code of that run
@@ -191,21 +203,22 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         if models and backend not in TORCH_BACKENDS:
             raise ZooError(f"{models[0]} without a run has no --backend {backend}: leave one out")
     if args.all or not (paths or models):
-        paths += _runs(args)
+        paths += _runs(args, leave_out)
     jobs = []
     for path in dict.fromkeys(paths):
-        subjects = _subjects(path, args)
+        subjects = _subjects(path, args, leave_out)
         jobs.append(Job(str(path), _out(path, args), partial(list, subjects)))
     for name in models:
         jobs.append(Job(name, args.out or RESULTS, partial(_untrained, name, size, args)))
     return jobs
 
 
-def _runs(args: argparse.Namespace) -> list[Path]:
-    from zoo.checkpoint import complete_runs
+def _runs(args: argparse.Namespace, on_damage: Callable[[ZooError], None]) -> list[Path]:
+    from zoo.checkpoint import complete_runs, newest_run
 
-    runs = [run.path for run in complete_runs(args.runs)]
-    return runs if args.all else runs[-1:]
+    if not args.all:
+        return [newest_run(args.runs)]
+    return [run.path for run in complete_runs(args.runs, on_damage=on_damage)]
 
 
 def _untrained(name: str, image_size: int, args: argparse.Namespace) -> list["Subject"]:
@@ -234,7 +247,9 @@ def _run_of(path: Path) -> Path | None:
     return folder.parent if is_artifact and (folder.parent / META).is_file() else None
 
 
-def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
+def _subjects(
+    path: Path, args: argparse.Namespace, on_damage: Callable[[ZooError], None]
+) -> list["Subject"]:
     from export import target_of
     from export.artifact import manifest_path, read_manifest
     from profiling.runs import onnx_subject
@@ -245,7 +260,7 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     if run is None and (path.is_file() or path.suffix == ".onnx"):
         subjects = [onnx_subject(path, opener="export.opening:open_foreign")]
     else:
-        subjects = _run_subjects(run or path, args)
+        subjects = _run_subjects(run or path, args, on_damage)
         if path.is_file():
             subjects = [s for s in subjects if Path(s.path).resolve() == path.resolve()]
             if not subjects:
@@ -263,8 +278,10 @@ def _subjects(path: Path, args: argparse.Namespace) -> list["Subject"]:
     return chosen
 
 
-def _run_subjects(run: Path, args: argparse.Namespace) -> list["Subject"]:
-    """Eager, compile and every artifact of a run."""
+def _run_subjects(
+    run: Path, args: argparse.Namespace, on_damage: Callable[[ZooError], None]
+) -> list["Subject"]:
+    """Eager, compile and every artifact of a run whose manifest can be read."""
     from export.artifact import find_artifacts
     from profiling.runs import run_subjects
     from zoo.checkpoint import Checkpoint
@@ -274,7 +291,7 @@ def _run_subjects(run: Path, args: argparse.Namespace) -> list["Subject"]:
     allow = model if model in named else next(iter(named), None)
     subjects = run_subjects(
         run,
-        artifacts=find_artifacts(run),
+        artifacts=find_artifacts(run, on_damage=on_damage),
         device=args.device,
         allow=None if args.all and allow != model else allow,
     )

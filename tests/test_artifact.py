@@ -66,9 +66,39 @@ def test_manifest_of_another_file_is_refused(copied: Path, name: str) -> None:
 )
 def test_damaged_manifest_is_refused(copied: Path, text: str, message: str) -> None:
     copied.with_suffix(".json").write_text(text)
+    left_out: list[ArtifactError] = []
 
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(ArtifactError, match=message) as refusal:
         find_artifacts(copied.parents[1])
+    assert find_artifacts(copied.parents[1], on_damage=left_out.append) == []
+    assert [str(error) for error in left_out] == [str(refusal.value)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "int4"}, "there is no precision 'int4'"),
+        ({"facts": {"int8": 8}}, "int8 is no object"),
+    ],
+)
+def test_what_no_writer_says_is_refused(
+    copied: Path, change: dict[str, object], message: str
+) -> None:
+    edit(copied.with_suffix(".json"), **change)
+
+    with pytest.raises(ArtifactError, match=f"is not the manifest of an artifact .{message}"):
+        find_artifacts(copied.parents[1])
+
+
+def test_what_a_proof_refuted_is_not_opened(copied: Path) -> None:
+    reason = "not the model on onnxruntime 1.31: parity with eager failed"
+    edit(copied.with_suffix(".json"), pending=reason, parity=None, accuracy=None)
+
+    with pytest.raises(ArtifactError) as refusal:
+        open_artifact(str(copied), "cpu")
+
+    assert str(refusal.value) == f"{copied} is {reason}: write it again with zoo-export"
+    assert open_artifact(str(copied), "cpu", trust=True).precision == "fp32"
 
 
 def test_artifact_of_older_weights_is_refused(copied: Path) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from export.cli import main
 from export.opening import open_artifact
 from export.target import Tolerance
 from export.to_onnx import OnnxTarget
+from export.to_tensorrt import TensorRtTarget
 from zoo.data import Dataset
 from zoo.errors import DataError, MachineError, MissingPackageError
 
@@ -82,6 +84,45 @@ def test_all_runs_of_a_folder_in_turn(
     assert files(run) == files(other) == []
 
 
+def test_a_damaged_run_of_a_folder_is_said_and_stops_no_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MachineError("not today")
+
+    bad = run.with_name("bad")
+    bad.mkdir()
+    (bad / "meta.json").write_text("{")
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main(["--all", str(run.parent)])
+
+    told, *rest = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert told.startswith(f"zoo-export: {bad}/meta.json is not valid JSON")
+    assert rest == [f"zoo-export: exporting {run} to onnx fp32", "zoo-export: not today"]
+    assert main(["--prove", "--all", str(run.parent)]) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--triton"])
+@pytest.mark.parametrize("what", ["run", "file"])
+def test_what_is_handed_over_is_no_folder_for_it(
+    option: str, what: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied.parents[1] if what == "run" else copied
+    before = sorted(copied.parents[2].rglob("*"))
+
+    code = main([option, str(path)])
+
+    assert code == 2
+    assert capsys.readouterr().err == (
+        f"zoo-export: {option} {path}: expected a folder to write to, this is a run or a file to "
+        f"hand over; put it first: zoo-export {path} {option}\n"
+    )
+    assert sorted(copied.parents[2].rglob("*")) == before
+
+
 def test_named_runs_are_all_exported(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +139,36 @@ def test_named_runs_are_all_exported(
     assert [line for line in lines if "exporting" in line] == [
         f"zoo-export: exporting {path} to onnx fp32" for path in (run, other)
     ]
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "options", "device"),
+    [
+        (True, [], "cuda"),
+        (True, ["--device", "cpu"], "cpu"),
+        (False, [], "cpu"),
+    ],
+)
+def test_an_engine_is_for_the_gpu_where_there_is_one(
+    has_gpu: bool, options: list[str], device: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: dict[str, str] = {}
+
+    def note(self: OnnxTarget | TensorRtTarget, *_: object, **given: Any) -> None:
+        devices[self.name] = given["options"].device
+        raise MachineError("not today")
+
+    def fake_gpu(device: str) -> None:
+        if device == "cuda" and not has_gpu:
+            raise MachineError("there is none")
+
+    monkeypatch.setattr(OnnxTarget, "export", note)
+    monkeypatch.setattr(TensorRtTarget, "export", note)
+    monkeypatch.setattr("zoo.doctor.require_kernels", fake_gpu)
+
+    main([str(run), "--to", "onnx,trt", *options])
+
+    assert devices == {"onnx": "cpu", "trt": device}
 
 
 # What goes wrong
@@ -215,6 +286,7 @@ def test_folder_that_cannot_be_written_is_named(
         (["--device", "gpu"], "expected cpu, cuda or cuda:N, got 'gpu'"),
         (["--runs", "nowhere"], "no complete run in nowhere: train one with zoo-train MODEL"),
         (["nowhere"], "there is no run nowhere: train one with zoo-train MODEL"),
+        (["--provider", "cpu", "--to", "aoti"], "--provider is for .onnx files: add onnx to --to"),
     ],
 )
 def test_mistake_is_one_line(

@@ -41,6 +41,12 @@ class SeenTwice(nn.Module):
         return x + self.norm(x)
 
 
+def test_norm_without_statistics_of_its_own_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+
+    assert norms(folded(network)) == ["1"]
+
+
 class UsedTwice(SeenTwice):
     """Two convolutions share the norm."""
 

@@ -12,7 +12,6 @@ from onnx import TensorProto
 from small_network import SIZE, images, small_network
 
 from export.calibrate import Calibration, check_method, chosen, divided
-from export.onnx_file import precision_of
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
@@ -37,6 +36,7 @@ from export.to_openvino import (
 from zoo.data import Dataset, image_digests, load_dataset
 from zoo.errors import MachineError, ZooError
 from zoo.evaluate import predict
+from zoo.onnx_graph import precision_of
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession
 

@@ -261,15 +261,30 @@ def test_external_data_is_refused(exported: Artifact, tmp_path: Path) -> None:
         open_foreign(str(path), "cpu")
 
 
-def test_external_data_inside_a_node_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["value", "sparse value", "default of a function"])
+def test_external_data_inside_a_node_is_refused(place: str, tmp_path: Path) -> None:
     value = numpy_helper.from_array(np.ones((1, 3, 2, 2), np.float32))
     value.ClearField("raw_data")
     value.data_location = TensorProto.EXTERNAL
     value.external_data.add(key="location", value="../../etc/hostname")
-    constant = helper.make_node("Constant", [], ["c"], value=value)
+    constant = helper.make_node("Constant", [], ["c"])
+    if place == "value":
+        constant.attribute.append(helper.make_attribute("value", value))
+    if place == "sparse value":
+        indices = numpy_helper.from_array(np.arange(12))
+        sparse = helper.make_sparse_tensor(value, indices, [12])
+        constant.attribute.append(helper.make_attribute("sparse_value", sparse))
     path = small_onnx(
         tmp_path / "node.onnx", [constant, helper.make_node("Add", ["x", "c"], ["y"])]
     )
+    if place == "default of a function":
+        model = onnx.load(path)
+        default = helper.make_attribute("v", value)
+        opset = [helper.make_opsetid("", 20)]
+        model.functions.append(
+            helper.make_function("f", "F", [], ["c"], [constant], opset, attribute_protos=[default])
+        )
+        onnx.save(model, path)
 
     with pytest.raises(ArtifactError, match="keeps tensors in other files"):
         open_foreign(str(path), "cpu")

@@ -237,6 +237,29 @@ def test_accuracy_of_a_lossy_artifact_is_a_gate_on_any_test_split(taught: Refere
     assert prove(EagerSession(taught.model), taught, lossy).comparison.is_gate
 
 
+class TiringSession(EagerSession):
+    """After 500 images its answers are no numbers."""
+
+    seen = 0
+
+    def run(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return super().run(images) / (self.seen <= 500)
+
+
+@pytest.mark.parametrize("tolerance", [Tolerance(logits=1e-4), LOOSE])
+def test_every_answer_is_a_number(
+    taught: Reference, tolerance: Tolerance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.proof.IMAGES", 100)
+    reference = Reference(taught.run, taught.data)
+
+    with pytest.raises(Unproven, match=r"^its answer to test image \d+ is not finite$") as refusal:
+        prove(TiringSession(reference.model), reference, tolerance)
+
+    assert 100 <= refusal.value.worst_image < 500
+
+
 def test_accuracy_on_fewer_images_is_reported(taught: Reference) -> None:
     proof = prove(ReversedSession(taught.model), taught, LOOSE)
 

@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -105,7 +106,9 @@ class Branching(nn.Module):
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
 
-def test_model_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:
+def test_model_that_cannot_be_traced_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "small.export.pt2"
 
     with pytest.raises(MachineError, match=r"^torch\.export cannot trace this model: .+") as error:
@@ -113,6 +116,28 @@ def test_model_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:
 
     assert "\n" not in str(error.value)
     assert not path.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnx_cannot_hold_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(MachineError) as error:
+        load_target("onnx").export(
+            Branching(),
+            images(2),
+            tmp_path / "small.onnx",
+            precision="fp32",
+            metadata=METADATA | {"cifar_zoo_version": "0"},
+            options=ExportOptions(),
+        )
+
+    assert re.fullmatch(
+        "torch cannot write this model as ONNX: Could not guard on data-dependent .+",
+        str(error.value),
+    )
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_is_named(tmp_path: Path) -> None:
@@ -191,6 +216,9 @@ def poisoned(written: Path, folder: Path, how: str) -> tuple[Path, Path]:
             files[f"{root}/data/sample_inputs/model.pt"] = buffer.getvalue()
         case "legacy":
             files[f"{root}/data/weights/model.pt"] = buffer.getvalue()
+        case "capitals":  # torch's reader finds it all the same
+            del files[f"{root}/data/sample_inputs/model.pt"]
+            files[f"{root}/data/SAMPLE_INPUTS/model.PT"] = buffer.getvalue()
     files[config] = json.dumps(table).encode()
     rewrite(path, files)
     return path, mark
@@ -205,6 +233,19 @@ def test_pickles_are_refused_unread(written: Path, tmp_path: Path, how: str) -> 
 
     assert str(error.value) == (
         f"{path} holds a pickle, which could run any code: a file of zoo-export has none"
+    )
+    assert not mark.exists()
+
+
+def test_names_in_other_letters_are_refused_unread(written: Path, tmp_path: Path) -> None:
+    path, mark = poisoned(written, tmp_path, "capitals")
+
+    with pytest.raises(ArtifactError) as error:
+        TARGET.open(path, device="cpu")
+
+    assert str(error.value) == (
+        f"{path} holds 'archive/data/SAMPLE_INPUTS/model.PT', which is no part of a file of "
+        "zoo-export"
     )
     assert not mark.exists()
 

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -262,10 +262,13 @@ def all_runs(runs: Path) -> list[Path]:
     return sorted(file.parent for file in runs.glob(f"*/{META}"))
 
 
-def complete_runs(runs: Path) -> list[Checkpoint]:
+def complete_runs(
+    runs: Path, *, on_damage: Callable[[CheckpointError], None] | None = None
+) -> list[Checkpoint]:
     """The complete runs below `runs`, the newest last.
 
-    Folders that are damaged, or hold a backbone without a classifier, are passed over.
+    Folders that hold a backbone without a classifier are passed over, and so are those that are
+    damaged, with a word to `on_damage`.
 
     Raises:
         CheckpointError: there is none; if one is damaged, this says how.
@@ -277,6 +280,8 @@ def complete_runs(runs: Path) -> list[Checkpoint]:
             found.append(Checkpoint.open(path))
         except CheckpointError as error:
             damaged.append(error)
+            if on_damage is not None:
+                on_damage(error)
     complete = [
         run for run in found if run.meta.finished_at is not None and run.meta.pretraining is None
     ]
