@@ -92,8 +92,8 @@ def write(logits: "Tensor", file: str) -> None:
 def error(file: str, logits: "Tensor") -> float:
     """Largest difference from the logits in `file`, as a share of their largest, or of 1.
 
-    Where the answer is probabilities, so is what it is compared with. Infinity where they have
-    another shape, or eager's are not finite.
+    Where the answer is probabilities and eager's is not, eager's is turned into them first.
+    Infinity where they have another shape, or eager's are not finite.
     """
     import numpy as np
     import torch
@@ -101,10 +101,15 @@ def error(file: str, logits: "Tensor") -> float:
     expected, found = torch.from_numpy(np.load(file)), logits.detach().float().cpu()
     if expected.shape != found.shape:
         return math.inf
-    if (found >= 0).all() and ((found.sum(1) - 1).abs() <= PROBABILITIES_SUM).all():
+    if _are_probabilities(found) and not _are_probabilities(expected):
         expected = expected.softmax(1)
     largest = (expected - found).abs().max().item() / max(1.0, expected.abs().max().item())
     return math.inf if math.isnan(largest) else largest
+
+
+def _are_probabilities(answer: "Tensor") -> bool:
+    sums = answer.sum(1)
+    return bool((answer >= 0).all() and ((sums - 1).abs() <= PROBABILITIES_SUM).all())
 
 
 def limit(precision: str, *, takes_bytes: bool) -> float:

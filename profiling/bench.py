@@ -112,8 +112,9 @@ def benchmark(
                     if trial.status == RUNNING:
                         trial.end(FAILED, f"the reference kernel failed twice: {error}")
                         tell(trial.subject, trial.batch, trial.status)
-        for lane in lanes:
-            lane.evaluate(max(batches))
+        for lane, of_subject in zip(lanes, zip(*trials, strict=True), strict=True):
+            if any(trial.status == OK for trial in of_subject):
+                lane.evaluate(max(batches))
     commit = git_commit()
     return [
         _measurement(trial, lane, environment, commit, l2_flush=l2_flush)
@@ -203,7 +204,7 @@ def _measurement(
         "top5": subject.top5,
         "images": subject.accuracy_images,
     }
-    accuracy = known if lane.accuracy is None else lane.accuracy
+    accuracy = known if lane.accuracy is None or trial.status != OK else lane.accuracy
     return Measurement(
         status=trial.status,
         reason=trial.reason,

@@ -80,7 +80,7 @@ class Comparison:
     only_after: tuple[Measurement, ...]
     gaps_before: tuple[Measurement, ...] = ()  # without numbers where the other set has some
     gaps_after: tuple[Measurement, ...] = ()
-    notes: tuple[str, ...] = ()  # which of several measurements of a kind was taken
+    notes: tuple[str, ...] = ()  # which of several of a kind was taken; runtimes that differ
 
     @property
     def has_broken(self) -> bool:
@@ -101,12 +101,12 @@ def read_side(
     With `on_damage`, what cannot be read in a folder is reported to it and left out.
 
     Raises:
-        RecordError: none has numbers, or a record is damaged or of a newer schema.
+        RecordError: there is none, or a record is damaged or of a newer schema.
     """
     is_file = path.is_file()
     records = [read_record(path)] if is_file else read_records(path, on_damage=on_damage)
-    if all(record.status != OK for record in records):
-        raise RecordError(f"{path} holds no measurement with numbers: make some with zoo-bench")
+    if not records:
+        raise RecordError(f"{path} holds no measurement: make some with zoo-bench")
     return records
 
 
@@ -120,7 +120,7 @@ def compare(
     `on_damage` is as in `read_side`.
 
     Raises:
-        RecordError: a side holds no numbers, or the two have no kind in common.
+        RecordError: there is nothing to compare: no numbers, or no kind in common.
     """
     read = [read_side(path, on_damage) for path in (before, after)]
     newest = [_newest(records) for records in read]
@@ -133,6 +133,11 @@ def compare(
         for side, other in ((newest[0], sides[1]), (newest[1], sides[0]))
     ]
     if not common and not any(gaps):
+        for path, side in zip((before, after), sides, strict=True):
+            if not side:
+                raise RecordError(
+                    f"{path} holds no measurement with numbers: make some with zoo-bench"
+                )
         raise RecordError(_why_nothing(before, after, sides))
     alone = [
         tuple(mine[key] for key in sorted(mine) if key not in other)
@@ -144,8 +149,9 @@ def compare(
         only_after=alone[1],
         gaps_before=gaps[0],
         gaps_after=gaps[1],
-        notes=tuple(
-            note for name, records in zip("AB", read, strict=True) for note in _taken(name, records)
+        notes=(
+            *(note for name, side in zip("AB", read, strict=True) for note in _taken(name, side)),
+            *_runtimes((sides[0][key], sides[1][key]) for key in common),
         ),
     )
 
@@ -167,6 +173,14 @@ def _taken(side: str, records: Sequence[Measurement]) -> Iterator[str]:
                 f"{side} has {len(origins[key])} of {_words(record)}: the newest, of "
                 f"{_origin(record)}, is taken"
             )
+
+
+def _runtimes(pairs: Iterable[tuple[Measurement, Measurement]]) -> Iterator[str]:
+    """Of each backend that ran on two runtimes, which they were."""
+    distinct = dict.fromkeys((a.backend, a.runtime, b.runtime) for a, b in pairs)
+    for backend, before, after in distinct:
+        if before != after:
+            yield f"{backend} ran on {before} in A, on {after} in B"
 
 
 def _origin(record: Measurement) -> str:
@@ -294,6 +308,7 @@ def _side(record: Measurement) -> dict[str, Any]:
         "calls": len(record.samples_ms),
         "rounds": len(record.round_calls),
         "created_at": record.created_at,
+        "runtime": record.runtime,
         "commit": record.commit,
         "artifact_sha256": record.artifact_sha256,
     }

@@ -276,7 +276,8 @@ def markdown(study: Study, explained: Mapping[str, Explanation]) -> str:
         "Written by `make zoo-speed` from the records beside this file; do not edit it.\n\n",
         f"{place(study.environment)}. Eager torch, fp32, untrained networks, random 32x32 "
         "images. A time is the median of single calls, divided by the images in one; beside it "
-        "stand half of its 95% confidence interval and, in brackets, the number of calls.\n\n",
+        "stand the wider half of its 95% confidence interval and, in brackets, the number of "
+        "calls.\n\n",
         "The prediction is a line on logarithmic axes by the method of Theil and Sen: its slope is "
         "the median of the slopes of all pairs of networks, and half of the networks lie above "
         "it.\n\n",

@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def half_width(self) -> float | None:
-        """Of the interval of the median so far, as a share of it."""
+        """The wider one of the interval of the median so far, as a share of it."""
         return samples.relative_half_width(self.samples_ms, self.round_calls)
 
     @property
@@ -120,10 +120,10 @@ class Trial:
         )
 
     def end(self, status: str, reason: str) -> None:
-        """Keep the status and the reason, and drop every number."""
-        self.__dict__.update(
-            Trial(self.subject, self.batch, self.budget_s, status, reason).__dict__
-        )
+        """Keep the status, the reason and what the session said it is; drop every number."""
+        ended = Trial(self.subject, self.batch, self.budget_s, status, reason)
+        ended.precision, ended.runtime = self.precision, self.runtime
+        self.__dict__.update(ended.__dict__)
 
 
 Stored = dict[str, Any]  # where a worker finds the test split; see bench._store
@@ -274,6 +274,8 @@ class Lane:
     def _first_call(self, trial: Trial) -> None:
         assert self._opened is not None
         self._tell(self.subject, trial.batch, "first call")
+        precision = trial.precision = self._opened["precision"]
+        trial.runtime = self._opened["runtime"]
         first = self._ask(
             "first_call",
             batch=trial.batch,
@@ -281,7 +283,6 @@ class Lane:
             stored=self.stored,
             expected=self._expected.expected(self.subject, trial.batch),
         )
-        precision = self._opened["precision"]
         trial.takes_bytes = first["takes_bytes"]
         reason = complaint(first, trial, precision)
         if reason is not None:
@@ -289,8 +290,6 @@ class Lane:
             return
         trial.first_call_ms, trial.logits_error = first["ms"], first["error"]
         trial.load_s = self._opened["load_s"]
-        trial.runtime = self._opened["runtime"]
-        trial.precision = precision
 
     def _warm_up(self, trial: Trial) -> None:
         self._tell(self.subject, trial.batch, "warming up")

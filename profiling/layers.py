@@ -18,6 +18,7 @@ from profiling.subject import Subject
 from profiling.tables import millions, number, percent
 from zoo.anatomy import describe
 from zoo.cost import on_meta
+from zoo.errors import MachineError, first_line
 from zoo.session import EagerSession
 from zoo.text import columns
 
@@ -141,17 +142,30 @@ def of_subject(
     device: str = "cpu",
     threads: int | None = None,
 ) -> list[LayerTimes]:
-    """Open what eager torch runs, here in this process, and time its layers at each batch size."""
+    """Open what eager torch runs, here in this process, and time its layers at each batch size.
+
+    Raises:
+        MachineError: memory ran out, or the network needs more than shapes to be followed.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     consent = {} if subject.allow is None else {"allow": subject.allow}
     session = resolve_name(subject.opener)(subject.path, device, **consent)
-    return [
-        layer_times(
-            session, subject.model, image_shape=subject.image_shape, batch=batch, budget_s=budget_s
-        )
-        for batch in batches
-    ]
+    shape = subject.image_shape
+    found = []
+    for batch in batches:
+        try:
+            found.append(
+                layer_times(
+                    session, subject.model, image_shape=shape, batch=batch, budget_s=budget_s
+                )
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise MachineError(
+                f"the layers of {subject.model} cannot be timed at batch {batch}: "
+                f"{first_line(error)}"
+            ) from error
+    return found
 
 
 # Counting -----------------------------------------------------------------------------------

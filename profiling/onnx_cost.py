@@ -10,6 +10,7 @@ from profiling.footprint import Footprint
 from profiling.onnx_footprint import footprint_of_graph
 from zoo.cost import Cost
 from zoo.errors import ZooError
+from zoo.onnx_graph import precision_of
 
 Shape = tuple[int, ...]
 
@@ -17,8 +18,10 @@ Shape = tuple[int, ...]
 CONVOLUTIONS = {"Conv": (0, 1), "ConvInteger": (0, 1), "QLinearConv": (0, 3)}
 TRANSPOSED = {"ConvTranspose": (0, 1)}
 PRODUCTS = {"MatMul": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}
-# These multiply too, in ways that are not counted here: the MACs of a graph with one are unknown.
+# These multiply too, in ways that are not counted here: the MACs of a graph with one are unknown,
+# as they are of one with operators that are not ONNX's own.
 UNCOUNTED = {"Attention", "DeformConv", "Einsum", "GRU", "If", "Loop", "LSTM", "RNN", "Scan"}
+DOMAINS = ("", "ai.onnx")  # two names of ONNX's own operators
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +31,7 @@ class OnnxModel:
     cost: Cost
     image_shape: tuple[int, int, int]  # (C, H, W)
     num_classes: int | None  # None where the output is no (B, K)
+    precision: str  # the narrowest number format of its weights
     footprint: Footprint | None  # None where a shape is unknown
 
 
@@ -47,6 +51,7 @@ def cost_of_onnx(path: Path) -> Cost:
 def read_onnx(path: Path) -> OnnxModel:
     """Read the graph; see `cost_of_onnx`."""
     import onnx
+    import onnx.inliner
 
     model = _load(path, onnx)
     inputs = _true_inputs(model.graph)
@@ -66,12 +71,13 @@ def read_onnx(path: Path) -> OnnxModel:
         cost=Cost(_params(model.graph, onnx), None if macs is None else macs // batch),
         image_shape=(dims[1].dim_value, dims[2].dim_value, dims[3].dim_value),
         num_classes=output[1] if output is not None and len(output) == 2 else None,
+        precision=precision_of(model),
         footprint=_footprint(model.graph, shapes, inputs[0].name, batch),
     )
 
 
 def _footprint(graph: Any, shapes: dict[str, Shape], image: str, batch: int) -> Footprint | None:
-    if any(node.op_type in UNCOUNTED for node in graph.node):
+    if any(_is_uncounted(node) for node in graph.node):
         return None
     stored = {tensor.name: tensor for tensor in _tensors(graph)}
     return footprint_of_graph(graph, shapes, stored, image=image, batch=batch)
@@ -86,7 +92,7 @@ def _load(path: Path, onnx: Any) -> Any:
         model = None
     if model is None or not model.graph.node:
         raise ZooError(f"{path} is not an ONNX file, or it is damaged")
-    return model
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _true_inputs(graph: Any) -> list[Any]:
@@ -128,13 +134,17 @@ def _tensors(graph: Any) -> Iterator[Any]:
 def _macs(graph: Any, shapes: dict[str, Shape]) -> int | None:
     total = 0
     for node in graph.node:
-        if node.op_type in UNCOUNTED:
+        if _is_uncounted(node):
             return None
         try:
             total += _node_macs(node, shapes)
-        except KeyError:  # a shape is unknown, behind an operator of another domain for example
+        except KeyError:  # a shape is unknown
             return None
     return total
+
+
+def _is_uncounted(node: Any) -> bool:
+    return node.op_type in UNCOUNTED or node.domain not in DOMAINS
 
 
 def _node_macs(node: Any, shapes: dict[str, Shape]) -> int:

@@ -1,9 +1,10 @@
 """A measurement as one JSON file. Imports no torch, so reports build anywhere."""
 
 import json
+import math
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,17 +131,23 @@ class Measurement:
         checks = {
             "status": self.status in (OK, FAILED, SKIPPED),
             "batch": self.batch >= 1,
-            "samples_ms": all(ms > 0 for ms in self.samples_ms),
-            "round_reference_ms": all(ms > 0 for ms in self.round_reference_ms)
+            "samples_ms": _are_times(self.samples_ms)
+            and (self.status != OK or len(self.samples_ms) > 0),
+            "round_reference_ms": _are_times(self.round_reference_ms)
             and len(self.round_reference_ms) == len(self.round_calls),
             "round_calls": sum(self.round_calls) == len(self.samples_ms)
             and all(calls > 0 for calls in self.round_calls),
         }
         for name in ("samples_cpu_ms", "samples_enqueue_ms", "samples_device_ms"):
-            checks[name] = len(getattr(self, name)) in (0, len(self.samples_ms))
+            times = getattr(self, name)
+            checks[name] = len(times) in (0, len(self.samples_ms)) and _are_times(times)
         for name in ("round_reference_samples_ms", "round_reference_samples_cpu_ms"):
             rounds = getattr(self, name)
-            checks[name] = len(rounds) in (0, len(self.round_calls)) and all(rounds)
+            checks[name] = len(rounds) in (0, len(self.round_calls))
+            checks[name] &= all(times and _are_times(times) for times in rounds)
+        for name in ("top1", "top5"):
+            share = getattr(self, name)
+            checks[name] = share is None or 0 <= share <= 1
         for name, holds in checks.items():
             if not holds:
                 raise ValueError(f"{name} does not fit the other fields")
@@ -224,7 +231,7 @@ class Measurement:
 
     @property
     def ci_half_width(self) -> float | None:
-        """Half the 95% confidence interval of the median, as a share of it."""
+        """The wider half of the median's 95% confidence interval, as a share of it."""
         return samples.relative_half_width(self.samples_ms, self.round_calls)
 
     @property
@@ -286,6 +293,11 @@ class Measurement:
         lines = (f" {json.dumps(key)}: {json.dumps(item)}" for key, item in to_json(self).items())
         write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
         return path
+
+
+def _are_times(milliseconds: Sequence[float]) -> bool:
+    """Whether all are finite and above 0."""
+    return not milliseconds or (min(milliseconds) > 0 and math.isfinite(sum(milliseconds)))
 
 
 def to_json(record: Measurement) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from zoo.files import atomic_file
 TITLE = "Efficiency of the models"
 PLOTS = {"pareto": "Accuracy against latency", "roofline": "Speed under the roof"}
 UNCERTAIN = (
-    "A median whose interval is wider than +-2% was not known better when its measurement ended: "
-    "compare it with care."
+    "A median whose interval reaches further than 2% was not known better when its measurement "
+    "ended: compare it with care."
 )
 DEMONSTRATION = (
     "cifar100-mini is a small subset of CIFAR-100, shipped for demonstrations and tests: these are "
@@ -39,10 +39,10 @@ AS_INITIALISED = (
 METHOD = (
     "A time is the median over single calls of one session, warmed up until stationary and "
     "synchronised after each call; input copies, loading and compilation are excluded. The "
-    "backends took turns, one process each. Beside it stand half of its 95% confidence interval, "
-    "disagreement of the turns included, and, in brackets, the number of calls. FLOPs are two per "
-    "multiply-accumulate of convolutions and matrix products, for one image. Accuracy is that of "
-    "the very file that was timed; an empty cell was not measured."
+    "backends took turns, one process each. Beside it stand the wider half of its 95% confidence "
+    "interval, disagreement of the turns included, and, in brackets, the number of calls. FLOPs "
+    "are two per multiply-accumulate of convolutions and matrix products, for one image. Accuracy "
+    "is that of the very file that was timed; an empty cell was not measured."
 )
 CSS = """
 :root { color-scheme: light; --text: #1f2328; --quiet: #59636e; --line: #d1d9e0; --mark: #fff8c5; }

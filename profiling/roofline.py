@@ -25,9 +25,10 @@ FOLDER = "roofline"  # beside records/, and in the user's cache
 COPY_BYTES = {"cpu": (2**18, 2**20, 2**22, 2**24, 2**26, 2**29), "cuda": (2**24, 2**27, 2**31)}
 SIDES = {"cpu": (256, 512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # of square matrices
 AT_ONCE = {"cpu": 1, "cuda": 10}  # calls in one timing: a GPU must not wait for the host
-LEAST_TIMINGS, TIMED_S = 3, 0.15
+LEAST_TIMINGS, TIMED_S = 5, 0.4
 INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 MEASURE_LIMIT_S = 300.0
+DISTURBED = "others used the CPU while the roofline was measured"
 ROOF_NOTE = (
     "share of the FLOPs a second that this device allows: those of its matrix products, or "
     "FLOPs/byte times its copy bandwidth, whichever is less; both as measured here with as many "
@@ -171,7 +172,7 @@ def roof_of(
     """The roof over new records, kept beside them in `out`: the kept one, else measured now.
 
     None, with a word to `say` where that tells something, if nothing needs it or none could be
-    measured.
+    measured. One that was measured while others used the CPU is not kept.
     """
     measured = [r for r in records if r.status == OK and r.intensity is not None]
     if not measured:
@@ -182,10 +183,13 @@ def roof_of(
     if roof is None:
         say("measuring once how fast this device copies and multiplies")
         try:
-            roof = measure(device, threads)
+            roof, is_disturbed = measure(device, threads)
         except MachineError as error:
             say(f"{error}; without it no share of the roof is told")
             return None
+        if is_disturbed:
+            say(f"{DISTURBED}: it is used this once and not kept")
+            folders = []
     for folder in folders:
         if kept(key, folder) != roof:
             try:
@@ -219,21 +223,27 @@ def _newest(roofs: Iterable[Roof]) -> dict[str, Roof]:
 # Measuring ----------------------------------------------------------------------------------
 
 
-def measure(device: str, threads: int | None = None) -> Roof:
-    """Measure the roof in a process of its own.
+def measure(device: str, threads: int | None = None) -> tuple[Roof, bool]:
+    """Measure the roof in a process of its own; and whether others used the CPU meanwhile.
 
     Raises:
         MachineError: nothing can be measured on this device.
     """
+    from profiling.host import LoadMeter, idlest_core
     from profiling.process import START_LIMIT_S, WorkerError, WorkerProcess
 
+    core = idlest_core() if (device, threads) == ("cpu", 1) else None
+    greeting = {"device": device, "threads": threads, "core": core}
     try:
         with WorkerProcess(threads=threads) as worker:
-            found = worker.ask("hello", limit_s=START_LIMIT_S, device=device, threads=threads)
+            found = worker.ask("hello", limit_s=START_LIMIT_S, **greeting)
+            meter = LoadMeter(lambda: [worker.pid], core=core)
             rates = worker.ask("roofline", limit_s=MEASURE_LIMIT_S)
+            load = meter.read()
     except WorkerError as error:
         raise MachineError(f"no roofline of device {device!r}: {error}") from None
-    return from_plain(Roof, {"environment": found, **rates, "created_at": now(), "schema": SCHEMA})
+    facts = {"environment": found, **rates, "created_at": now(), "schema": SCHEMA}
+    return from_plain(Roof, facts), load is not None and load.is_busy
 
 
 def measure_here(device: str) -> dict[str, list[list[Any]]]:

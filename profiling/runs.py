@@ -14,6 +14,8 @@ from profiling.subject import Opening, Subject
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoo.cost import Cost
     from zoo.evaluate import Accuracy
 
@@ -81,16 +83,13 @@ def run_subjects(
     Raises:
         CheckpointError: the folder is no run, its weights are not usable, or `allow` is missing.
     """
-    from profiling.activation import footprint_of
     from zoo.checkpoint import WEIGHTS, Checkpoint
-    from zoo.cost import cost_of_model
 
     checkpoint = Checkpoint.open(run)
     meta = checkpoint.meta
     preprocessing = meta.input_preprocessing
     network = checkpoint.model(allow=allow)
-    cost = cost_of_model(network, preprocessing.image_shape)
-    footprint = footprint_of(network, preprocessing.image_shape)
+    cost, footprint = _counted(network, preprocessing.image_shape)
     is_evaluated = meta.test_top1 is not None
 
     def subject(backend: str, opener: str, *, is_own: bool, unavailable: str | None) -> Subject:
@@ -168,7 +167,7 @@ def onnx_subject(file: Path, *, opener: str) -> Subject:
     return Subject(
         model=file.stem,
         backend="onnx",
-        precision="fp32",  # replaced by what the session finds in the file
+        precision=model.precision,
         opener=opener,
         path=str(file),
         artifact_sha256=sha256_file(file),
@@ -235,8 +234,7 @@ def _structure(name: str, image_size: int) -> tuple["Cost", Footprint | None, st
     """What a network costs, and a digest of its name, its image size and its state dict."""
     import torch
 
-    from profiling.activation import footprint_of
-    from zoo.cost import Cost, cost_of_model
+    from zoo.cost import Cost
     from zoo.models import MODELS, create_model
     from zoo.own import is_own
 
@@ -247,13 +245,26 @@ def _structure(name: str, image_size: int) -> tuple["Cost", Footprint | None, st
         with nullcontext() if is_own(name) else torch.device("meta"):
             network = create_model(name, image_size=image_size)
         entries += [(key, list(x.shape), str(x.dtype)) for key, x in network.state_dict().items()]
+        cost, footprint = _counted(network, (3, image_size, image_size))
         if spec is not None and image_size == CATALOGUE_SIZE:
             cost = Cost(spec.params, spec.macs)
-        else:
-            cost = cost_of_model(network, (3, image_size, image_size))
-        footprint = footprint_of(network, (3, image_size, image_size))
     text = json.dumps([name, image_size, entries])
     return cost, footprint, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _counted(
+    network: "nn.Module", image_shape: tuple[int, int, int]
+) -> tuple["Cost", Footprint | None]:
+    """What a network costs; of one that needs more than shapes to run, the parameters alone."""
+    from profiling.activation import footprint_of
+    from zoo.cost import Cost, cost_of_model
+
+    cost = Cost(sum(x.numel() for x in network.parameters() if x.requires_grad), None)
+    footprint = None
+    with suppress(Exception):  # whatever somebody's own network raises on the meta device
+        cost = cost_of_model(network, image_shape)
+        footprint = footprint_of(network, image_shape)
+    return cost, footprint
 
 
 def _compiler_fault(device: str) -> str | None:

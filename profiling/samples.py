@@ -48,11 +48,12 @@ def median_interval(
 
 
 def relative_half_width(samples: Sequence[float], rounds: Sequence[int] = ()) -> float | None:
-    """Half the 95% interval of the median, as a share of the median; None where there is none."""
+    """The wider half of the median's 95% interval, as a share of it; None where there is none."""
     interval = median_interval(samples, rounds)
     if interval is None:
         return None
-    return (interval[1] - interval[0]) / 2 / statistics.median(samples)
+    middle = statistics.median(samples)
+    return max(interval[1] - middle, middle - interval[0]) / middle
 
 
 def is_known(samples: Sequence[float], rounds: Sequence[int] = ()) -> bool:

@@ -57,5 +57,7 @@ class Progress:
     share: float  # of the whole work that is done
     calls: int = 0  # timed so far
     p50_ms: float | None = None
-    half_width: float | None = None  # of the interval of the median so far, as a share of it
+    half_width: float | None = (
+        None  # the wider one of the interval of the median so far, as a share of it
+    )
     reason: str | None = None

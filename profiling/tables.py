@@ -154,8 +154,14 @@ def _table(dataset: str, digest: str, records: Sequence[Measurement], roof: Roof
     rows, missing = [], []
     for kind in kinds.values():
         newest = kind[-1]
-        # A file that was exported again replaces the former one at every batch size.
-        current = {r.batch: r for r in kind if r.artifact_sha256 == newest.artifact_sha256}
+        # A file that was exported again replaces the former one at every batch size, and so does
+        # another version of what runs it, which a failure to open does not tell.
+        runtime = next((r.runtime for r in reversed(kind) if r.runtime is not None), None)
+        current = {
+            r.batch: r
+            for r in kind
+            if r.artifact_sha256 == newest.artifact_sha256 and r.runtime in (None, runtime)
+        }
         by_batch = {batch: r for batch, r in sorted(current.items()) if r.status == OK}
         missing += [r for r in current.values() if r.status != OK]
         if by_batch:
@@ -215,7 +221,7 @@ def millions(count: int | None) -> str:
 
 
 def timing(record: Measurement | None) -> str:
-    """Median in ms, half its interval, and the number of calls: "2.70 +-1.4% (138)"."""
+    """Median in ms, the wider half of its interval, and the calls: "2.70 +-1.4% (138)"."""
     if record is None or record.p50_ms is None:
         return ""
     width = record.ci_half_width

@@ -2,15 +2,19 @@ import os
 import signal
 import statistics
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
 from bench_helpers import workers_of
+from few_images import few_images
+from sample_records import SOURCE
 
 from profiling import Measurement, Progress, Subject, benchmark
-from profiling.answers import AGREEMENT
+from profiling.answers import AGREEMENT, error, write
+from profiling.lane import Trial
 from profiling.latency import (
     REFERENCE,
     REFERENCE_CALLS,
@@ -20,6 +24,8 @@ from profiling.process import WorkerError, WorkerProcess
 from profiling.record import FAILED, OK, SKIPPED
 from profiling.reference import ReferenceWorker
 from profiling.subject import Opening
+from zoo.data import load_dataset
+from zoo.preprocess import Preprocessing
 
 BATCHES = (1, 8)
 EAGER = Opening("openers:real", "resnet_20")
@@ -152,6 +158,52 @@ def test_an_answer_that_is_not_eagers_leaves_no_numbers(records: Records, batch:
     assert records["real", batch].logits_error is None  # nothing to compare with
     assert (swapped.status, swapped.samples_ms) == (FAILED, ())
     assert str(swapped.reason).startswith("wrong answer: logits differ from eager's by ")
+
+
+def test_a_wrong_network_has_no_accuracy() -> None:
+    data = few_images(load_dataset("cifar100-mini"))
+    source = replace(SOURCE, dataset_digest=data.digest)
+    facts = {"source": source, "preprocessing": Preprocessing.of(data), "is_unevaluated": True}
+
+    right, wrong = benchmark(
+        [
+            subject("real", "resnet_20", backend="same", eager=EAGER, **facts),
+            subject("swapped", "resnet_20", eager=EAGER, **facts),
+        ],
+        batches=(1,),
+        budget_s=0.05,
+        threads=1,
+        data=data,
+    )
+
+    assert (right.status, wrong.status) == (OK, FAILED)
+    assert right.accuracy_images == 64
+    assert (wrong.top1, wrong.top5, wrong.accuracy_images) == (None, None, None)
+
+
+def test_what_failed_keeps_what_it_is() -> None:
+    trial = Trial(subject("real"), 8, 1.0, precision="fp16", runtime="onnxruntime 1.31")
+    trial.samples_ms = [1.0]
+
+    trial.end(FAILED, "no")
+
+    assert (trial.precision, trial.runtime, trial.samples_ms) == ("fp16", "onnxruntime 1.31", [])
+
+
+@pytest.mark.parametrize("found", ["logits", "probabilities"])
+@pytest.mark.parametrize("expected", ["logits", "probabilities"])
+def test_probabilities_are_compared_with_probabilities(
+    expected: str, found: str, tmp_path: Path
+) -> None:
+    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    answers = {"logits": logits, "probabilities": logits.softmax(1)}
+    write(answers[expected], str(tmp_path / "answer.npy"))
+
+    difference = error(str(tmp_path / "answer.npy"), answers[found])
+
+    # A network that ends in probabilities cannot give logits.
+    agrees = (expected, found) != ("probabilities", "logits")
+    assert (difference < 1e-6) == agrees
 
 
 def test_without_eagers_answer_there_is_no_number(records: Records) -> None:

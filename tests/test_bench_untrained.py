@@ -33,6 +33,17 @@ from torch import nn
 def net(*, num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
 
+class Looking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3072, 100)
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) * (1 if x.mean().item() < 100 else 2)
+
+def looking(*, num_classes):
+    return Looking()
+
 def fails_later(*, num_classes):
     if Path(sys.argv[0]).name == "worker.py":
         raise RuntimeError("not today")
@@ -191,6 +202,25 @@ def test_the_run_of_a_network_of_ones_own_is_opened_by_name(
     assert main([run, "--model", "mine:net", "--batch", "1", *QUICK]) == 0
     (record,) = read_records(here / "run")
     assert (record.model, record.status, record.is_untrained) == ("mine:net", OK, False)
+
+
+def test_a_network_that_looks_at_values_is_measured_and_not_counted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sys.path.append(str(here))
+    run = str(sample_run(here / "run", load_dataset("cifar100-mini"), model="mine:looking").path)
+    options = [run, "--model", "mine:looking", "--batch", "1"]
+
+    assert main([*options, *QUICK]) == 0
+    (record,) = read_records(here / "run")
+    assert (record.status, record.params, record.macs) == (OK, 307_300, None)
+    assert main([*options, "--cost"]) == 0
+    capsys.readouterr()
+    assert main([*options, "--layers"]) == 1
+    assert capsys.readouterr().err == (
+        "zoo-bench: the layers of mine:looking cannot be timed at batch 1: "
+        "Tensor.item() cannot be called on meta tensors\n"
+    )
 
 
 def test_the_digest_is_that_of_the_structure() -> None:

@@ -204,6 +204,38 @@ def test_nothing_but_a_failure_is_a_comparison_too(
     )
 
 
+def test_a_side_where_all_failed_is_said_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy(4.0).write(tmp_path / "a")
+    gap(FAILED, "the process was ended by SIGSEGV").write(tmp_path / "b")
+
+    code = main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
+
+    assert code == 1
+    assert capsys.readouterr().out.startswith(
+        "failed in B: resnet_20 eager fp32 b1: the process was ended by SIGSEGV\n"
+    )
+
+
+def test_two_runtimes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for version in ("1.23.0", "1.31.0"):
+        record = noisy(4.0, backend="onnx", runtime=f"onnxruntime {version}")
+        files.append(str(record.write(tmp_path / version)))
+
+    main(["--compare", *files])
+    told = capsys.readouterr().out
+    main(["--compare", *files, "--json"])
+    [pair] = json.loads(capsys.readouterr().out)["pairs"]
+
+    assert "\nonnx ran on onnxruntime 1.23.0 in A, on onnxruntime 1.31.0 in B\n" in told
+    assert (pair["a"]["runtime"], pair["b"]["runtime"]) == (
+        "onnxruntime 1.23.0",
+        "onnxruntime 1.31.0",
+    )
+
+
 def test_which_of_several_runs_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(2):
         source = replace(SOURCE, run=f"resnet_20-s{seed}", seed=seed)
@@ -284,7 +316,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (here, batch): f"{here} and {batch} share no model, backend, precision, batch and image "
         "size: the first has resnet_20 eager fp32 b1, the second resnet_20 eager fp32 b8; measure "
         "the same with zoo-bench",
-        (here, failed): f"{failed} holds no measurement with numbers: make some with zoo-bench",
+        (failed, failed): f"{failed} holds no measurement with numbers: make some with zoo-bench",
         (tmp_path / "none", here): f"there is no folder {tmp_path / 'none'}: measure a run with "
         "zoo-bench",
         (here, here, "resnet_20"): "--compare measures nothing: name no run or model beside its "

@@ -251,6 +251,33 @@ def test_unknown_operators_leave_the_macs_unknown(tmp_path: Path) -> None:
     assert cost_of_onnx(path) == Cost(params=64, macs=None)
 
 
+def test_operators_of_others_leave_the_macs_unknown(tmp_path: Path) -> None:
+    path = graph_file(
+        tmp_path / "fused.onnx",
+        [helper.make_node("FusedMatMul", ["x", "m"], ["y"], domain="com.microsoft")],
+        {"m": (8, 5)},
+    )
+
+    assert cost_of_onnx(path).macs is None
+
+
+def test_products_within_functions_count(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    inner = helper.make_node("MatMul", ["a", "b"], ["c"])
+    function = helper.make_function("local", "product", ["a", "b"], ["c"], [inner], opsets[:1])
+    path = graph_file(
+        tmp_path / "function.onnx",
+        [helper.make_node("product", ["x", "m"], ["y"], domain="local")],
+        {"m": (8, 5)},
+    )
+    model = onnx.load(path)
+    model.functions.append(function)
+    model.opset_import.append(opsets[1])
+    onnx.save(model, path)
+
+    assert cost_of_onnx(path).macs == 4 * 8 * 8 * 5
+
+
 def test_running_statistics_are_no_parameters(tmp_path: Path) -> None:
     path = graph_file(
         tmp_path / "model.onnx",

@@ -55,7 +55,7 @@ def test_statistics_by_hand() -> None:
     # The two rounds, whose medians are 3 and 3.5, say even less than the range of all samples.
     reach = 12.706 * (0.5 / math.sqrt(2)) / math.sqrt(2)
     low, high = min(1.0, 3.25 - reach), max(6.0, 3.25 + reach)
-    assert record.ci_half_width == pytest.approx((high - low) / 2 / 3.5)
+    assert record.ci_half_width == pytest.approx(max(high - 3.5, 3.5 - low) / 3.5)
     assert not record.ci_reached
     assert record.reference_ratio == pytest.approx((3.0 / 1.0 + 3.5 / 2.0) / 2)
     assert record.flops == 81_637_888
@@ -107,6 +107,14 @@ def test_approximated_ranks_go_on_from_the_exact_ones() -> None:
     assert exact is not None
     assert near is not None
     assert 0 <= (near[1] - near[0]) - (exact[1] - exact[0]) <= 4
+
+
+def test_the_wider_half_of_an_interval_counts() -> None:
+    taken = (0.975, 0.995, 1.0, 1.0, 1.0, 1.005)  # their whole range is the interval
+
+    assert samples.relative_half_width(taken) == pytest.approx(0.025)
+    assert not samples.is_known(taken)
+    assert samples.is_known([max(0.985, ms) for ms in taken])
 
 
 def test_median_interval_covers() -> None:
@@ -242,6 +250,26 @@ def test_a_records_folder_itself_can_be_named(tmp_path: Path) -> None:
             lambda text: re.sub('"round_calls": .*?]', '"round_calls": []', text),
             "is a damaged record .round_reference_ms does not fit",
         ),
+        (
+            lambda text: re.sub('"samples_ms": .[0-9.]*', '"samples_ms": [Infinity', text),
+            "is a damaged record .samples_ms does not fit",
+        ),
+        (
+            lambda text: re.sub('"(samples_ms|round[a-z_]*)": .*?]', r'"\1": []', text),
+            "is a damaged record .samples_ms does not fit",
+        ),
+        (
+            lambda text: text.replace('"top1": 0.6123', '"top1": 61.23'),
+            "is a damaged record .top1 does not fit",
+        ),
+        (
+            lambda text: text.replace(
+                '"round_reference_samples_cpu_ms": []',
+                '"round_reference_samples_cpu_ms": [[0.0], [1.0]]',
+            ),
+            "is a damaged record .round_reference_samples_cpu_ms does not fit",
+        ),
+        (lambda text: "[" * 100_000, "is not valid JSON"),
         (lambda text: "{}", "is no measurement record: it states no schema; remove it"),
         (
             lambda text: text.replace('"schema": 2', '"schema": 3'),
@@ -259,6 +287,19 @@ def test_unreadable_records_are_named(tmp_path: Path, change: object, complaint:
 
     with pytest.raises(RecordError, match=f"b1-aaaaaaaaaaaa.json {complaint}"):
         read_records(tmp_path)
+
+
+def test_a_folder_in_place_of_a_record_is_left_out(tmp_path: Path) -> None:
+    path = MEASUREMENT.write(tmp_path)
+    (path.parent / "x.json").mkdir()
+    left_out: list[RecordError] = []
+
+    found = read_records(tmp_path, on_damage=left_out.append)
+
+    assert found == [MEASUREMENT]
+    assert [str(error) for error in left_out] == [
+        f"{path.parent / 'x.json'} cannot be read: Is a directory"
+    ]
 
 
 def test_missing_folder(tmp_path: Path) -> None:

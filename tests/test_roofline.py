@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,14 +217,14 @@ def test_measured_here() -> None:
 class Counted:
     """Gives the same roof each time and counts how often."""
 
-    def __init__(self, roof: Roof | None) -> None:
-        self.roof, self.calls = roof, 0
+    def __init__(self, roof: Roof | None, *, is_disturbed: bool = False) -> None:
+        self.roof, self.is_disturbed, self.calls = roof, is_disturbed, 0
 
-    def __call__(self, device: str, threads: int | None) -> Roof:
+    def __call__(self, device: str, threads: int | None) -> tuple[Roof, bool]:
         self.calls += 1
         if self.roof is None:
             raise MachineError(f"no roofline of device {device!r}: it broke")
-        return self.roof
+        return self.roof, self.is_disturbed
 
 
 def test_measured_once_and_kept_beside_the_records(
@@ -240,6 +242,34 @@ def test_measured_once_and_kept_beside_the_records(
     assert said == ["measuring once how fast this device copies and multiplies"]
     for folder in ("cache", "a", "b"):
         assert kept(ENVIRONMENT.key, tmp_path / folder) == ROOF
+
+
+def test_a_roof_of_a_busy_machine_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    measured, said = Counted(ROOF, is_disturbed=True), []
+    monkeypatch.setattr(profiling.roofline, "measure", measured)
+
+    found = [roof_of([RECORD], "cpu", None, tmp_path / "a", said.append) for _ in range(2)]
+
+    assert found == [ROOF, ROOF]
+    assert measured.calls == 2
+    assert said[1] == (
+        "others used the CPU while the roofline was measured: it is used this once and not kept"
+    )
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.slow
+def test_who_uses_the_cpu_meanwhile_is_noticed() -> None:
+    with subprocess.Popen((sys.executable, "-c", "while True: pass")) as other:
+        try:
+            _, is_disturbed = profiling.roofline.measure("cpu", 1)
+        finally:
+            other.kill()
+
+    assert is_disturbed
 
 
 def test_a_roof_that_nothing_needs_or_that_breaks(

@@ -119,6 +119,21 @@ def test_speed_never_stands_beside_another_files_accuracy() -> None:
     assert list(row.by_batch) == [1]  # the batch of 256 was timed with the former file
 
 
+def test_two_versions_of_a_runtime_never_share_a_row() -> None:
+    old = measurement(p50_ms=4.0, backend="onnx", runtime="onnxruntime 1.23.0")
+    new = measurement(
+        p50_ms=9.0,
+        backend="onnx",
+        batch=256,
+        runtime="onnxruntime 1.31.0",
+        created_at="2026-02-01T00:00:00+00:00",
+    )
+
+    [table] = efficiency_tables([old, new])
+
+    assert [list(row.by_batch) for row in table.rows] == [[256]]
+
+
 def test_a_newer_failure_takes_the_numbers_away() -> None:
     failed = gap(FAILED, "out of memory", batch=256, created_at="2026-02-01T00:00:00+00:00")
 

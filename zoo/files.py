@@ -110,13 +110,15 @@ def read_json(path: Path, error: type[ZooError] = ZooError) -> Any:
     """Read a JSON file.
 
     Raises:
-        ZooError: (or the class given) the file is missing or is not JSON.
+        ZooError: (or the class given) the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
-    except (ValueError, UnicodeDecodeError) as reason:
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}") from None
+    except (ValueError, RecursionError) as reason:
         raise error(f"{path} is not valid JSON ({reason}): is it damaged?") from None
 
 

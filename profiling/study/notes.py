@@ -18,9 +18,9 @@ REPORTED_NOTE = (
     "than the row names)."
 )
 DEPLOYED_NOTE = (
-    "A time is the median over single calls, the mean over the seeds' files, +- half of its 95% "
-    "interval, of the files the widest; accuracy, memory and size are those of the very files that "
-    "were timed, memory at the larger batch for a runtime."
+    "A time is the median over single calls, the mean over the seeds' files, +- the wider half "
+    "of its 95% interval, of the files the widest; accuracy, memory and size are those of the very "
+    "files that were timed, memory at the larger batch for a runtime."
 )
 MOST_REASONS = 6
 

@@ -182,7 +182,7 @@ def read_curve(run: Path) -> tuple[Epoch, ...]:
 
 
 def _epochs(path: Path) -> Iterator[Epoch]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             yield from_plain(Epoch, json.loads(line))
         except (TypeError, ValueError) as reason:

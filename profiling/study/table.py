@@ -51,7 +51,7 @@ class Stated:
 
 @dataclass(frozen=True, slots=True)
 class Median:
-    """A median time with half of its 95% confidence interval, as a share of it."""
+    """A median time with the wider half of its 95% confidence interval, as a share of it."""
 
     value: float
     half_width: float | None  # None: too few calls to tell
