@@ -109,6 +109,10 @@ def test_a_killed_process_leads_to_a_restart_from_the_last_save(
 LAUNCHES = ("--nproc", "torchrun", "two nodes")
 
 
+def slow(how: str) -> object:
+    return pytest.param(how, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of one epoch without batch norms and dropout, with an odd number of test images."""
@@ -144,8 +148,7 @@ def started(how: str, options: list[str]) -> "list[subprocess.Popen[str]]":
     return [begin([sys.executable, *module, *options, *nodes]) for _ in range(2)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", LAUNCHES)
+@pytest.mark.parametrize("how", [LAUNCHES[0], *(slow(how) for how in LAUNCHES[1:])])
 def test_two_processes_take_the_steps_of_one(
     how: str, one: Checkpoint, options: list[str], tmp_path: Path
 ) -> None:
@@ -221,6 +224,13 @@ def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Pat
             "--nnodes 2:4 needs a place where the nodes meet: "
             "pass --rdzv-endpoint HOST:PORT, the same on each",
         ),
+        *(
+            (
+                {"endpoint": place},
+                f"--rdzv-endpoint {place}: expected HOST:PORT, such as node1:29400",
+            )
+            for place in ("node1", ":29400", "node1:port", "node1:99999")
+        ),
     ],
 )
 def test_a_launch_that_cannot_work_is_refused(wanted: dict[str, object], message: str) -> None:
@@ -228,6 +238,20 @@ def test_a_launch_that_cannot_work_is_refused(wanted: dict[str, object], message
         Launch(nproc=1, **wanted)
 
     assert str(caught.value) == message
+
+
+@pytest.mark.slow
+def test_nodes_that_do_not_meet_are_one_line(command: list[str], tmp_path: Path) -> None:
+    with socket.socket() as taken:  # nobody answers there
+        taken.bind(("localhost", 0))
+        place = f"localhost:{taken.getsockname()[1]}"
+        meeting = ("--nnodes", "2", "--rdzv-endpoint", place)
+
+        code, out, err = end(begin(command, *meeting, "--runs", str(tmp_path)))
+
+    assert (code, out) == (1, "")
+    assert err[-1].startswith(f"zoo-train: the nodes do not meet at {place} (")
+    assert not any("Traceback" in line for line in err)
 
 
 def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:

@@ -16,6 +16,7 @@ from training.mix import (
     neighbours,
     quantile,
 )
+from training.recipe import MOST_ALPHA
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,14 @@ def assert_same_distribution(ours: Tensor, theirs: Tensor) -> None:
     gap = torch.searchsorted(ours.sort().values, points, right=True) / len(ours)
     gap -= torch.searchsorted(theirs.sort().values, points, right=True) / len(theirs)
     assert gap.abs().max() < 1.95 * math.sqrt(1 / len(ours) + 1 / len(theirs))
+
+
+def test_the_largest_alpha_has_quantiles() -> None:
+    found = beta_quantiles(float(MOST_ALPHA))
+
+    assert found.isfinite().all()
+    assert (found.diff() >= 0).all()
+    assert 0 <= found[0] < 0.1
 
 
 def test_quantiles_are_those_of_the_formulas() -> None:

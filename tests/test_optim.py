@@ -7,6 +7,7 @@ from training.optim import Average, make_optimizer, parameter_groups
 from training.recipe import Recipe
 from training.recipes import QUICK, STUDY
 from training.schedule import learning_rate
+from zoo.errors import ZooError
 from zoo.models import create_model
 
 
@@ -67,6 +68,39 @@ def test_norms_and_biases_are_decayed_only_where_the_recipe_says_so() -> None:
     assert [group["weight_decay"] for group in split] == [5e-4, 0.0]
     assert all(p.ndim > 1 for p in split[0]["params"])
     assert all(p.ndim == 1 for p in split[1]["params"])
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("hornet_tiny", {"scale"}),
+        ("coatnet_cifar_opt_rel", {"table"}),
+        ("vit_tiny", {"cls_token", "pos_embed"}),
+        ("edgenext_small", {"temperature"}),
+        ("eca_resnet_20", set()),
+    ],
+)
+def test_what_multiplies_nothing_is_not_decayed(name: str, spared: set[str]) -> None:
+    recipe = replace(QUICK, decay_norms_and_biases=False)
+    with torch.device("meta"):
+        network = create_model(name, num_classes=100)
+
+    decayed, rest = parameter_groups(network, recipe)
+
+    names = {id(value): key for key, value in network.named_parameters()}
+    weights = {
+        id(module.weight)
+        for module in network.modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d)
+    }
+    assert {id(value) for value in decayed["params"]} == weights
+    wide = {names[id(value)].rpartition(".")[2] for value in rest["params"] if value.ndim > 1}
+    assert wide == spared
+
+
+def test_a_network_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(ZooError, match="^no parameter of this network takes a gradient: there"):
+        parameter_groups(torch.nn.Flatten(), QUICK)
 
 
 def test_optimisers_take_the_fields_of_the_recipe() -> None:

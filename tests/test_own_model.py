@@ -9,6 +9,7 @@ import torch
 from few_images import QUIET, few_images, picture_folder
 
 import export.cli
+import export.use_cli
 import profiling.cli
 import training.cli
 from export import export_model
@@ -78,6 +79,28 @@ def pair(num_classes):
             return super().forward(x), x
 
     return Pair(num_classes)
+
+
+def auxiliary(num_classes):
+    class Auxiliary(Net):
+        def forward(self, x):
+            return (super().forward(x), x) if self.training else super().forward(x)
+
+    return Auxiliary(num_classes)
+
+
+def asleep(num_classes):
+    class Asleep(Net):
+        def forward(self, x):
+            if self.training:
+                raise RuntimeError("not in training")
+            return super().forward(x)
+
+    return Asleep(num_classes)
+
+
+def still(num_classes):
+    return loose(num_classes).requires_grad_(False)
 
 
 def other_images(num_classes):
@@ -197,6 +220,26 @@ def test_what_does_not_work_is_one_line(project: Path, name: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("auxiliary", r"auxiliary in training gives a tuple, expected logits of shape \(2, 100\)"),
+        ("asleep", r"asleep in training does not run on .*: RuntimeError: not in training"),
+        ("still", "no parameter of this network takes a gradient: there is nothing to train"),
+    ],
+)
+def test_what_does_not_work_in_training_is_one_line(
+    project: Path, few: Dataset, name: str, message: str
+) -> None:
+    assert create_model(f"mine.nets:{name}", num_classes=100) is not None
+
+    with pytest.raises(ZooError, match=message) as caught:
+        train(f"mine.nets:{name}", QUIET, CPU, few)
+
+    assert "\n" not in str(caught.value)
+    assert not list(project.glob("runs/*"))
+
+
 # A run of one
 
 
@@ -238,7 +281,7 @@ def test_no_file_makes_us_import_a_module(project: Path, few: Dataset) -> None:
     ("main", "argv"),
     [
         (export.cli.main, ["RUN"]),
-        (export.cli.main_eval, ["RUN"]),
+        (export.use_cli.main_eval, ["RUN"]),
         (export.cli.main, ["RUN", "--model", "mine.nets:loose"]),
         (training.cli.main, ["--resume", "RUN"]),
         (profiling.cli.main, ["RUN"]),
@@ -297,7 +340,7 @@ def test_the_whole_chain_with_commands(
     codes = [
         training.cli.main([*own, "--dataset", dataset, *options]),
         export.cli.main(list(own)),
-        export.cli.main_eval([*own, "--json"]),
+        export.use_cli.main_eval([*own, "--json"]),
     ]
     out = capsys.readouterr().out
     backend = ("--backend", "eager,onnx", "--batch", "2", "--budget", "0.2")

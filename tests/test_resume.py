@@ -1,6 +1,9 @@
 """Which run a resume continues, what it refuses, and what it does with damaged states."""
 
+import hashlib
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +11,11 @@ import pytest
 import torch
 from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, Signal, few_of_each, outcome
 
-from training import Recipe, train
+from training import Recipe, Runtime, train
+from training.options import build_parser, make_job
 from training.processes import Job
 from training.resume import run_to_continue
+from training.start import Wanted
 from training.state import MARK, read_state, stored_recipe, write_state
 from zoo.checkpoint import Checkpoint, save_run
 from zoo.errors import CheckpointError
@@ -144,11 +149,8 @@ def test_what_changes_the_weights_beside_the_recipe_is_told(cut: Path) -> None:
         "it began with accumulate 1 and goes on with 5: its weights may not be those of a run that "
         "was never stopped",
     ]
-    assert Checkpoint.open(cut).meta.runtime == {
-        "accumulate": 1,
-        "sync_batchnorm": False,
-        "comm_hook": "none",
-    }
+    assert Checkpoint.open(cut).meta.runtime == CPU.shapes_result
+    assert CPU.shapes_result["accumulate"] == 1
 
 
 def test_a_stop_between_two_renames_is_no_damage(whole: Checkpoint, cut: Path) -> None:
@@ -220,9 +222,11 @@ def found(
     recipe: Recipe = SHORT,
     size: int | None = None,
     job: Job = NO_JOB,
+    **weights: object,
 ) -> Path | None:
+    wanted = Wanted(image_size=size, **weights)
     return run_to_continue(
-        *(runs, asked), model=TINY, seed=seed, recipe=recipe, data=FEW, image_size=size, job=job
+        *(runs, asked), model=TINY, seed=seed, recipe=recipe, data=FEW, wanted=wanted, job=job
     )
 
 
@@ -248,6 +252,91 @@ def test_auto_continues_the_newest_run_like_this(cut: Path, tmp_path: Path) -> N
     assert found(tmp_path / "none") is None
     begun(cut, "2026-01-02", finished_at="2026-01-03")
     assert found(tmp_path) == older
+
+
+def test_auto_continues_a_run_of_the_same_first_weights_only(
+    whole: Checkpoint, cut: Path, tmp_path: Path
+) -> None:
+    begun_from = f"run sha256:{whole.meta.weights_sha256}"
+
+    assert found(tmp_path, run=whole.path) is None
+    begun(cut, "2026-01-02", initial_weights=begun_from)
+    assert found(tmp_path) is None
+    assert found(tmp_path, pretrained=True) is None
+    assert found(tmp_path, run=whole.path) == cut
+    begun(cut, "2026-01-02", initial_weights=f"sha256:{'0' * 64}")
+    assert found(tmp_path, run=whole.path) is None
+    assert found(tmp_path, file=whole.path / "weights.safetensors") is None
+    digest = hashlib.sha256((whole.path / "weights.safetensors").read_bytes()).hexdigest()
+    begun(cut, "2026-01-02", initial_weights=f"sha256:{digest}")
+    assert found(tmp_path, file=whole.path / "weights.safetensors") == cut
+
+
+def test_a_run_of_other_pixels_is_not_continued_by_auto(cut: Path, tmp_path: Path) -> None:
+    prepared = replace(Checkpoint.open(cut).meta.input_preprocessing, image_size=48)
+    begun(cut, "2026-01-02", preprocessing=prepared)
+
+    assert found(tmp_path) is None
+    assert found(tmp_path, size=48) == cut
+
+
+def test_a_run_under_way_is_left_alone(cut: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from training.lock import Lock
+lock = Lock(Path({str(cut)!r}))
+lock.take()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        (sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+
+        assert found(tmp_path) is None
+        with pytest.raises(CheckpointError) as refusal:
+            train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut)
+        assert str(refusal.value) == f"{cut} is under way in another process: wait for its end"
+
+        other.kill()
+        other.wait()
+    assert found(tmp_path) == cut
+    train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut)
+    assert not (cut / ".lock").exists()
+
+
+def test_how_it_began_is_what_a_run_goes_on_with(cut: Path) -> None:
+    def resumed(*options: str) -> Runtime:
+        return make_job(build_parser().parse_args(["--model", TINY, "--resume", *options])).runtime
+
+    assert not resumed(str(cut)).compile
+    runtime = {"compile": True, "compile_mode": "max-autotune", "channels_last": False}
+    runtime |= {"accumulate": 5, "deterministic": True}
+    begun(cut, "2026-01-02", runtime=runtime, compiled=True)
+
+    same, other = resumed(str(cut)), resumed(str(cut), "--no-compile", "--accumulate", "1")
+
+    assert {name: same.shapes_result[name] for name in runtime} == runtime
+    assert (other.compile, other.accumulate, other.deterministic) == (False, 1, True)
+    assert resumed(str(cut), "--memory-format", "channels-last").channels_last
+    begun(cut, "2026-01-02", runtime=None, compiled=True)  # of an older version
+    assert resumed(str(cut)).compile
+    assert not resumed("auto").compile
+
+
+def test_what_it_goes_on_with_otherwise_is_told(cut: Path, tmp_path: Path) -> None:
+    began = {**CPU.shapes_result, "compile": True}
+    begun(cut, "2026-01-02", runtime=began, compiled=True, processes=2)
+    notes: list[str] = []
+
+    train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut, on_note=notes.append)
+
+    end = "its weights may not be those of a run that was never stopped"
+    assert f"it began with compile True and goes on with False: {end}" in notes
+    assert f"it began with processes 2 and goes on with 1: {end}" in notes
 
 
 def test_auto_begins_a_run_or_continues_it(whole: Checkpoint, cut: Path, tmp_path: Path) -> None:

@@ -69,6 +69,30 @@ def test_images_are_mixed_in_pairs(few: Dataset) -> None:
         trainer(odd, few)
 
 
+def test_pairs_need_no_even_parts(few: Dataset) -> None:
+    mixed = replace(SHORT, batch_size=10, mixup_alpha=0.2)
+
+    run = trainer(mixed, few, accumulate=2)  # 5 images at a time
+
+    assert next(run.run_steps(1))[0].isfinite()
+
+
+def test_sums_are_those_of_the_process_or_a_share_of_all(few: Dataset) -> None:
+    run = trainer(SHORT, few)
+    next(run.run_steps(1))
+    state = run.stepper.state()
+    own = run.stepper.sums.clone()
+    assert torch.equal(state["sums"], own[None])
+
+    for stored, expected in (
+        (state["sums"], own),
+        (own, own),  # as older states have it
+        (torch.stack((own, 3 * own)), 2 * own),  # of two processes
+    ):
+        run.stepper.load_state(state | {"sums": stored})
+        assert torch.equal(run.stepper.sums, expected)
+
+
 def test_clipped_gradients_move_the_weights_by_no_more_than_the_norm(few: Dataset) -> None:
     clipped = replace(SHORT, clip_norm=1e-3, weight_decay=0.0, momentum=0.0, warmup_epochs=0.0)
     run = trainer(clipped, few)

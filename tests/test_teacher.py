@@ -20,6 +20,7 @@ from training.options import build_parser, make_job
 from training.processes import Job
 from training.resume import run_to_continue
 from training.run import replay
+from training.start import Wanted
 from training.state import stored_recipe
 from zoo.checkpoint import Checkpoint, save_run
 from zoo.data import Dataset
@@ -192,7 +193,7 @@ def test_auto_continues_a_run_of_the_same_teacher_only(few: Dataset, tmp_path: P
             seed=0,
             recipe=TAUGHT,
             data=few,
-            image_size=None,
+            wanted=Wanted(),
             job=Job(None, 0),
             teacher=f"resnet_20 sha256:{digest}",
         )

@@ -298,7 +298,15 @@ def test_every_option_is_a_decision() -> None:
             "--batch-size",
             "--set",
         ),
-        *("--full-train", "--seed", "--dataset", "--data-dir", "--compile", "--device"),
+        *(
+            "--full-train",
+            "--seed",
+            "--dataset",
+            "--data-dir",
+            "--compile",
+            "--no-compile",
+            "--device",
+        ),
         *("--runs", "--resume", "--model", "--image-size", "--pretrained", "--pretrained-file"),
         *("--freeze-backbone", "--scale-lr", "--replay", "--log", "--compile-mode"),
         *(

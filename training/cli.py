@@ -101,7 +101,8 @@ def _replay(args: argparse.Namespace) -> None:
     stored = Checkpoint.open(args.replay)
     stored.require_consent(args.model or args.named)
     data = _load(args.dataset or stored.meta.dataset.name, args.data_dir)
-    for line in replay(args.replay, make_runtime(args), data, teacher=args.teacher, on_note=_say):
+    runtime = make_runtime(args, stored.meta)
+    for line in replay(args.replay, runtime, data, teacher=args.teacher, on_note=_say):
         print(line)
 
 

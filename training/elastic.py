@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from zoo.errors import MachineError, ZooError
+from zoo.errors import MachineError, ZooError, first_line
 from zoo.files import read_json, write_json
 
 # Our packages lie where this file does; the folder that the user works in may hold others.
@@ -22,6 +22,7 @@ sys.path.append({str(Path(__file__).resolve().parents[1])!r})
 runpy.run_module("training.cli", run_name="__main__", alter_sys=True)
 """
 MAX_RESTARTS = 3
+MOST_PORT = 65535
 OUTCOME = "ZOO_TRAIN_OUTCOME"  # the folder in which a process leaves how it ended
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run")
 
@@ -35,7 +36,7 @@ class Launch:
     """Which processes to start, here and on how many nodes.
 
     Raises:
-        ZooError: the number of nodes is no range, or several nodes have no place to meet.
+        ZooError: the number of nodes is no range, or the place to meet is missing or none.
     """
 
     nproc: int  # on this node
@@ -52,6 +53,11 @@ class Launch:
             raise ZooError(
                 f"--nnodes {least}:{most} needs a place where the nodes meet: "
                 "pass --rdzv-endpoint HOST:PORT, the same on each"
+            )
+        host, _, port = (self.endpoint or "localhost:0").rpartition(":")
+        if not host or not port.isdecimal() or int(port) > MOST_PORT:
+            raise ZooError(
+                f"--rdzv-endpoint {self.endpoint}: expected HOST:PORT, such as node1:29400"
             )
 
     @property
@@ -88,6 +94,7 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in LOGGERS:
@@ -108,6 +115,11 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         os.environ[OUTCOME] = folder
         try:
             elastic_launch(config, sys.executable)("-P", "-c", WORKER, *arguments)
+        except RendezvousError as error:
+            raise MachineError(
+                f"the nodes do not meet at {wanted.endpoint} ({first_line(error)}): pass the same "
+                "--rdzv-endpoint on each, a port of the first that the others reach"
+            ) from error
         except ChildFailedError as failure:
             rank, first = failure.get_first_failure()
             raise _reported(Path(folder)) or _unreported(rank, first.exitcode, wanted) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from training.lock import Lock
 from training.loop import EpochMetrics, NonFinite, Trainer
 from training.processes import Job, by_first, summed, told
 from training.resume import require_same_run
@@ -38,7 +39,7 @@ from zoo.checkpoint import (
     save_run,
 )
 from zoo.environment import capture, git_commit
-from zoo.errors import CheckpointError, first_line
+from zoo.errors import CheckpointError, ZooError, first_line
 from zoo.files import write_atomic, write_json
 from zoo.signals import held_signals
 
@@ -56,14 +57,17 @@ class RunFolder:
     lines: list[EpochMetrics]
     selected: dict[str, Tensor] | None = None  # weights of the best epoch
     is_worth_keeping: bool = False  # a step was stored, or the batch that ended it
+    lock: Lock | None = None  # of the first process
 
     @classmethod
     def create(cls, runs: Path, meta: RunMeta, trainer: Trainer) -> "RunFolder":
         """Claim a folder and store the start in it, so that it can be resumed from here on."""
         name = folder_name(meta.model, meta.seed)
         path = by_first(trainer.accelerator, lambda: claim(runs, name))
-        folder = cls(path, trainer, meta, [])
+        lock = Lock(path)
+        folder = cls(path, trainer, meta, [], lock=lock)
         try:
+            by_first(trainer.accelerator, lock.take)
             if trainer.rank == 0:
                 write_json(path / RECIPE, trainer.recipe.to_json())
             folder.save()
@@ -83,21 +87,29 @@ class RunFolder:
         """
         meta = Checkpoint.open(path).meta
         require_same_run(path, meta, given)
-        state = by_first(trainer.accelerator, lambda: newest_state(path, note, mend=True))
+        lock = Lock(path)
+        by_first(trainer.accelerator, lock.take)
         try:
+            state = by_first(trainer.accelerator, lambda: newest_state(path, note, mend=True))
             trainer.load_state(state.trainer)
+        except ZooError:
+            lock.release()
+            raise
         except Exception as reason:  # whatever a state of another network makes torch raise
+            lock.release()
             raise CheckpointError(
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
-        folder = cls(path, trainer, meta, state.metrics, state.selected, is_worth_keeping=True)
+        folder = cls(path, trainer, meta, state.metrics, state.selected, True, lock)
         if trainer.rank == 0:
             drop_parts(path)
             folder._store(anew=True)  # what is there may be older than the state
         epoch, step = trainer.position
         note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
-        for name, value in trainer.runtime.shapes_result.items():
-            began = (meta.runtime or {}).get(name, value)
+        now = trainer.runtime.shapes_result | {"processes": trainer.world}
+        before = {"compile": meta.compiled, **(meta.runtime or {}), "processes": meta.processes}
+        for name, value in now.items():
+            began = before.get(name, value)
             if began != value:
                 note(
                     f"it began with {name} {began} and goes on with {value}: "
@@ -196,6 +208,8 @@ class RunFolder:
         """
         if self.trainer.rank != 0:
             return
+        if self.lock is not None:
+            self.lock.release()
         if not self.is_worth_keeping:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self.lines and find_spec("matplotlib") is None:

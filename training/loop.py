@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import lcm
 from statistics import median
 
 import numpy as np
@@ -307,10 +308,10 @@ class Trainer:
                 f"batch size {size} does not divide into 2 or more images for each of "
                 f"{self.world} processes{times}: pass --batch-size with a multiple of {parts}"
             )
-        if size // parts % 2 and (self.recipe.mixup_alpha or self.recipe.cutmix_alpha):
+        if size // self.world % 2 and (self.recipe.mixup_alpha or self.recipe.cutmix_alpha):
             raise ZooError(
-                f"batch size {size} leaves {size // parts} images to mix in pairs: "
-                f"pass --batch-size with a multiple of {2 * parts}"
+                f"batch size {size} leaves {size // self.world} images to mix in pairs: "
+                f"pass --batch-size with a multiple of {lcm(2 * self.world, parts)}"
             )
         if self.steps == 0:
             raise ZooError(
@@ -328,7 +329,9 @@ class Trainer:
             for buffer in self.selected.buffers():
                 buffer.copy_(broadcast(buffer))
         session = EagerSession(self.selected, device=str(self.device))
-        found = accuracy(self._predict(session, images), labels)
+        found = Accuracy(0.0, 0.0, 0)  # of a process for which there are no images
+        if len(labels):
+            found = accuracy(self._predict(session, images), labels)
         right = (found.top1 * found.images, found.top5 * found.images)
         counts = torch.tensor(
             [*right, found.images, found.nonfinite], device=self.device, dtype=torch.float64

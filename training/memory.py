@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from itertools import islice
+from math import lcm
 
 import torch
 
@@ -22,7 +23,7 @@ def batch_that_fits(
     None where not even the smallest does.
     """
     parts = runtime.accumulate
-    unit = 2 * parts if recipe.mixup_alpha or recipe.cutmix_alpha else parts
+    unit = lcm(2, parts) if recipe.mixup_alpha or recipe.cutmix_alpha else parts
     size = recipe.batch_size // 2 // unit * unit
     while size >= 2 * parts:
         if _fits(build, size):

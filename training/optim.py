@@ -4,8 +4,13 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from training.recipe import Recipe
+from zoo.errors import ZooError
+from zoo.layers.attention import OffsetBias
+
+POSITIONS = ("pos_embed", "cls_token")  # how parameters end that say where, and multiply nothing
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
@@ -20,17 +25,42 @@ def make_optimizer(model: nn.Module, recipe: Recipe, rate: Tensor) -> torch.opti
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:
-    """Split off what the recipe does not decay: tensors of one dimension (norms, biases).
+    """Split off what the recipe does not decay: norms, biases, scales, positions and tokens.
 
     What takes no gradient is left out.
+
+    Raises:
+        ZooError: nothing takes one.
     """
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
+    weights = _weights(model)
     for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
-        matrix = parameter.ndim > 1
-        (decayed if matrix or recipe.decay_norms_and_biases else rest).append(parameter)
+        is_decayed = id(parameter) in weights or recipe.decay_norms_and_biases
+        (decayed if is_decayed else rest).append(parameter)
+    if not decayed and not rest:
+        raise ZooError("no parameter of this network takes a gradient: there is nothing to train")
     groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
     return [*groups, {"params": rest, "weight_decay": 0.0}] if rest else groups
+
+
+def _weights(model: nn.Module) -> set[int]:
+    """What multiplies its input, by id: of convolutions and products, and other matrices.
+
+    What a network calls a position or a token is none, nor what timm's `no_weight_decay` names.
+    """
+    spared = {f"{name}" for name in getattr(model, "no_weight_decay", tuple)()}
+    found = {id(x) for n, x in model.named_parameters() if _is_matrix(n, x) and n not in spared}
+    for module in model.modules():
+        if isinstance(module, OffsetBias):
+            found.discard(id(module.table))
+        elif isinstance(module, _ConvNd | nn.Linear):
+            found.add(id(module.weight))
+    return found
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return sum(size > 1 for size in parameter.shape) > 1 and not name.endswith(POSITIONS)
 
 
 class Average:

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.elastic import MAX_RESTARTS, Launch
 from training.recipe import (
@@ -21,6 +22,9 @@ from training.recipe import (
 from training.recipes import RECIPES, recipe_for
 from zoo.command import Parser, positive_int, positive_seconds, seed
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.checkpoint import RunMeta
 
 AUTO = "auto"
 SHARE_OF_TEACHER = 0.9  # of the loss, where the recipe names none
@@ -138,7 +142,9 @@ def build_parser() -> Parser:
 def _add_speed(parser: Parser) -> None:
     group = parser.add_argument_group("speed")
     group.add_argument("--device", choices=DEVICES, default="auto")
-    group.add_argument("--compile", action="store_true", help="use torch.compile")
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="use torch.compile, or do not"
+    )
     group.add_argument(
         "--compile-mode", choices=COMPILE_MODES, help="of torch.compile, with --compile"
     )
@@ -151,15 +157,14 @@ def _add_speed(parser: Parser) -> None:
     group.add_argument(
         "--memory-format",
         choices=MEMORY_FORMATS,
-        default=MEMORY_FORMATS[0],
-        help="how images and weights lie in memory (default: %(default)s)",
+        help=f"how images and weights lie in memory ({MEMORY_FORMATS[0]} unless resumed)",
     )
     group.add_argument(
         "--accumulate",
         type=positive_int,
-        default=1,
         metavar="N",
-        help="take each batch in N parts, one after another, which needs less memory",
+        help="take each batch in N parts, one after another, which needs less memory (1 unless "
+        "resumed)",
     )
     group.add_argument(
         "--deterministic",
@@ -240,14 +245,14 @@ def make_job(args: argparse.Namespace) -> Job:
     if args.resume in (None, AUTO):
         if model is None:
             raise ZooError("no model given: zoo-train MODEL, such as zoo-train resnet_20")
-        recipe = recipe_for(args.recipe or "study", model)
+        recipe, began = recipe_for(args.recipe or "study", model), None
     else:
         from training.state import stored_recipe
         from zoo.checkpoint import Checkpoint
 
         stored = Checkpoint.open(args.resume)
         stored.require_classifier()
-        meta = stored.meta
+        meta = began = stored.meta
         if model is None:  # else it is compared with the run's own, as its seed is
             stored.require_consent(None)
         model = model or meta.model
@@ -278,7 +283,7 @@ def make_job(args: argparse.Namespace) -> Job:
         init_from=args.init_from,
         teacher=args.teacher,
         recipe=with_settings(recipe, settings),
-        runtime=make_runtime(args),
+        runtime=make_runtime(args, began),
         dataset=dataset or "cifar100",
         data_dir=args.data_dir,
         seed=seed or 0,
@@ -300,22 +305,27 @@ def _require_one_origin(args: argparse.Namespace) -> None:
         raise ZooError(f"{' and '.join(named)} name weights to start from: pass one of them")
 
 
-def make_runtime(args: argparse.Namespace) -> Runtime:
-    """What the options say about speed.
+def make_runtime(args: argparse.Namespace, began: "RunMeta | None" = None) -> Runtime:
+    """What the options say about speed; where they do not, a run goes on as it `began`.
 
     Raises:
         ZooError: an option needs another one.
     """
-    if args.compile_mode and not args.compile:
+    before = {} if began is None else {"compile": began.compiled, **(began.runtime or {})}
+    compiles = before.get("compile", False) if args.compile is None else args.compile
+    if args.compile_mode and not compiles:
         raise ZooError(f"--compile-mode {args.compile_mode} says how: pass --compile beside it")
+    channels_last = args.memory_format == MEMORY_FORMATS[0]
+    if args.memory_format is None:
+        channels_last = before.get("channels_last", True)
     return Runtime(
         device=args.device,
-        compile=args.compile,
-        compile_mode=args.compile_mode or "default",
+        compile=compiles,
+        compile_mode=args.compile_mode or before.get("compile_mode", "default"),
         cuda_graphs=args.cuda_graphs,
-        channels_last=args.memory_format == MEMORY_FORMATS[0],
-        accumulate=args.accumulate,
-        deterministic=args.deterministic,
+        channels_last=channels_last,
+        accumulate=args.accumulate or before.get("accumulate", 1),
+        deterministic=args.deterministic or before.get("deterministic", False),
         save_seconds=args.save_seconds,
         sync_batchnorm=args.sync_batchnorm,
         comm_hook=args.comm_hook,

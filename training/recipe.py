@@ -18,6 +18,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 CUDA_GRAPHS = ("auto", "on", "off")
 MEMORY_FORMATS = ("channels-last", "contiguous")
 COMM_HOOKS = ("none", "fp16", "bf16")
+MOST_ALPHA = 100  # of Mixup and CutMix, which mix halves by then
 
 Settings = TypeVar("Settings", bound=Any)  # a Recipe, or settings that are as much like one
 
@@ -92,8 +93,8 @@ class Recipe:
             "rand_magnitude": (0 <= self.rand_magnitude <= 30, "0 to 30"),
             "jitter": (0 <= self.jitter <= 0.5, "in [0, 0.5]"),
             "erase_p": (0 <= self.erase_p <= 1, "in [0, 1]"),
-            "mixup_alpha": (0 <= self.mixup_alpha < math.inf, "0 or more and finite"),
-            "cutmix_alpha": (0 <= self.cutmix_alpha < math.inf, "0 or more and finite"),
+            "mixup_alpha": (0 <= self.mixup_alpha <= MOST_ALPHA, f"in [0, {MOST_ALPHA}]"),
+            "cutmix_alpha": (0 <= self.cutmix_alpha <= MOST_ALPHA, f"in [0, {MOST_ALPHA}]"),
             "mix_p": (0 <= self.mix_p <= 1, "in [0, 1]"),
             "normalisation": (
                 self.normalisation in NORMALISATIONS,
@@ -128,7 +129,7 @@ class Runtime:
     """What decides the speed of a run.
 
     Of its result, `accumulate` and `sync_batchnorm` decide which images a batch norm sees together,
-    and `comm_hook` how gradients are rounded: see `shapes_result`.
+    and others how numbers are rounded: see `shapes_result`.
     """
 
     device: str = "auto"  # "auto" takes the GPU of this process where there is one
@@ -161,8 +162,8 @@ class Runtime:
     @property
     def shapes_result(self) -> dict[str, Any]:
         """The fields on which the weights of a run depend too, by name."""
-        names = ("accumulate", "sync_batchnorm", "comm_hook")
-        return {name: getattr(self, name) for name in names}
+        names = ("compile", "compile_mode", "channels_last", "accumulate", "deterministic")
+        return {name: getattr(self, name) for name in (*names, "sync_batchnorm", "comm_hook")}
 
 
 def require(value: Any, checks: dict[str, tuple[bool, str]]) -> None:

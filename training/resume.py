@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.lock import is_under_way
 from training.options import AUTO
 from training.processes import Job
 from training.recipe import Recipe
+from training.start import Wanted, began_alike
 from training.state import stored_recipe
 from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
 from zoo.data import Dataset
 from zoo.errors import CheckpointError, ZooError
+from zoo.preprocess import STORED_SIZE
 
 
 def run_to_continue(
@@ -21,15 +24,15 @@ def run_to_continue(
     seed: int,
     recipe: Recipe,
     data: Dataset,
-    image_size: int | None,
+    wanted: Wanted,
     job: Job,
     teacher: str | None = None,
 ) -> Path | None:
     """The run that this call goes on with; None begins a new one.
 
     A path is taken as it is. After a restart a job goes on with its own run. "auto" takes the run
-    that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher
-    and image size.
+    that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher,
+    image size and first weights that no other process is training.
     """
     if asked not in (None, AUTO):
         return Path(asked)
@@ -43,13 +46,14 @@ def run_to_continue(
         except ZooError:  # damaged, or of another version
             continue
         meta = run.meta
-        sizes = (image_size or meta.input_preprocessing.image_size,)
+        size = wanted.image_size or (None if wanted.has_weights else STORED_SIZE)
         if (
             same_recipe
             and (meta.model, meta.seed) == (model, seed)
             and (meta.dataset.name, meta.dataset.digest) == (data.name, data.digest)
-            and meta.input_preprocessing.image_size in sizes
+            and size in (None, meta.input_preprocessing.image_size)
             and meta.teacher == teacher
+            and began_alike(meta, wanted)
         ):
             found.append(run)
     own = [run for run in found if job.may_have_run and run.meta.job == job.id]
@@ -59,7 +63,9 @@ def run_to_continue(
             return newest.path
     if asked is None:
         return None
-    unfinished = [run for run in found if run.meta.finished_at is None]
+    unfinished = [
+        run for run in found if run.meta.finished_at is None and not is_under_way(run.path)
+    ]
     return max(unfinished, key=begun).path if unfinished else None
 
 

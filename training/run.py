@@ -61,8 +61,9 @@ def train(
     and SIGTERM store it after the step under way, a second one acts at once; before the first step
     they leave no folder. A resumed run takes the same steps as one that was never stopped.
 
-    `resume` is a run folder, or "auto" for the run of this model, seed, recipe and data set that
-    was begun last and is not complete; without one a new run begins.
+    `resume` is a run folder, or "auto" for the run of this model, seed, recipe, data set and first
+    weights that was begun last, is not complete and that no other process trains; without one a new
+    run begins.
 
     `model` is a name that `create_model` takes. Images are brought to `image_size` after their
     augmentation; without it they stay as they are stored. With `pretrained` the network starts
@@ -100,7 +101,7 @@ def train(
                 seed=seed,
                 recipe=recipe,
                 data=data,
-                image_size=image_size,
+                wanted=wanted,
                 teacher=asked.teacher_name,
                 job=Job.current(),
             ),

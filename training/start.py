@@ -13,7 +13,7 @@ from zoo.data import Dataset
 from zoo.errors import CheckpointError, ZooError
 from zoo.models import create_model
 from zoo.neighbours import is_adapted, is_neighbour, neighbour
-from zoo.own import is_own
+from zoo.own import check_training, is_own
 from zoo.plain import from_plain
 from zoo.preprocess import STORED_SIZE, Preprocessing
 
@@ -88,12 +88,12 @@ def again(meta: RunMeta, model: str, data: Dataset, wanted: Wanted, recipe: Reci
     """Build the network of a run that is resumed; its state is loaded by others.
 
     Raises:
-        CheckpointError: the run began with random weights, and now others are named.
+        CheckpointError: weights are named, and the run began with others.
     """
-    if wanted.has_weights and meta.initial_weights is None:
+    if wanted.has_weights and not began_alike(meta, wanted):
         raise CheckpointError(
-            "this run began with random weights: resume without --pretrained, --pretrained-file "
-            "and --init-from, or start a new run without --resume"
+            f"this run began with {meta.initial_weights or 'random weights'}: resume without "
+            "--pretrained, --pretrained-file and --init-from, or start a new run without --resume"
         )
     stored = meta.input_preprocessing
     preprocessing = replace(stored, image_size=wanted.image_size or stored.image_size)
@@ -101,18 +101,37 @@ def again(meta: RunMeta, model: str, data: Dataset, wanted: Wanted, recipe: Reci
     return Start(network=network, preprocessing=preprocessing, initial_weights=meta.initial_weights)
 
 
+def began_alike(meta: RunMeta, wanted: Wanted) -> bool:
+    """Whether a run began with the weights that are wanted, random ones where none are.
+
+    Raises:
+        ZooError: the weights are not there any more.
+    """
+    known = meta.initial_weights
+    if wanted.run is not None:
+        return known == _origin(Checkpoint.open(wanted.run).meta)
+    if wanted.file is not None:
+        return known == adopt.from_file(wanted.file).source
+    if wanted.pretrained:
+        return known is not None and known.startswith(("hub:", "zoo:"))
+    return known is None
+
+
 def _build(
     model: str, data: Dataset, recipe: Recipe, *, image_size: int, pretrained: bool = False
 ) -> nn.Module:
     """A network with the drop path and dropout of the recipe, where it names any."""
     wanted: dict[str, Any] = {"drop_path": recipe.drop_path, "dropout": recipe.dropout}
-    return create_model(
+    network = create_model(
         model,
         num_classes=data.num_classes,
         image_size=image_size,
         pretrained=pretrained,
         **{key: rate for key, rate in wanted.items() if rate is not None},
     )
+    if is_own(model):
+        check_training(model, network, num_classes=data.num_classes, image_size=image_size)
+    return network
 
 
 def _from(
@@ -155,9 +174,14 @@ def _from_run(
             f"`head` with parameters nor a method get_classifier(): pass {adopt.FILE_OPTION}"
         )
     tensors = {key: t for key, t in stored.state_dict().items() if not key.startswith(heads)}
-    source = f"{stored.meta.pretraining or 'run'} sha256:{stored.meta.weights_sha256}"
+    source = _origin(stored.meta)
     adopt.adopt(network, adopt.Weights(tensors, source, str(run)), name=model)
     return Start(network=network, preprocessing=known, initial_weights=source)
+
+
+def _origin(meta: RunMeta) -> str:
+    """What a run that starts from this one notes."""
+    return f"{meta.pretraining or 'run'} sha256:{meta.weights_sha256}"
 
 
 def _preprocessing_of(card: pretrained.Card) -> Preprocessing:

@@ -164,7 +164,8 @@ class Step:
         found = {
             name: value.detach().to("cpu", copy=True) for name, value in self.tensors().items()
         }
-        return found | {"scaler": counts.double(), "rng": self._rng()}
+        sums = self._of_all(self.sums)
+        return found | {"scaler": counts.double(), "rng": self._rng(), "sums": sums}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state` returned, in place.
@@ -174,6 +175,7 @@ class Step:
         Raises:
             KeyError, ValueError, RuntimeError: the state is of another network or recipe.
         """
+        state = state | {"sums": self._own_sums(state["sums"])}
         parameters = self._parameters()
         known = self.tensors()
         for name, value in state.items():
@@ -304,10 +306,20 @@ class Step:
         """The state of every process's generator: (processes, n) uint8, on the CPU."""
         on_gpu = self.device.type == "cuda"
         mine = torch.cuda.get_rng_state(self.device) if on_gpu else torch.get_rng_state()
+        return self._of_all(mine)
+
+    def _of_all(self, mine: Tensor) -> Tensor:
+        """A row of each process, on the CPU."""
         if self.accelerator.num_processes == 1:
-            return mine[None]
+            return mine.detach().to("cpu", copy=True)[None]
         everybody: Tensor = self.accelerator.gather(mine[None].to(self.device))
         return everybody.cpu()
+
+    def _own_sums(self, stored: Tensor) -> Tensor:
+        """Those of this process, or, where there were others, its share of all."""
+        rows = stored.view(-1, len(self.sums))  # older states hold those of the first alone
+        is_same = len(rows) == self.accelerator.num_processes
+        return rows[self.rank] if is_same else rows.mean(0)
 
     def _set_rng(self, states: Tensor) -> None:
         if self.rank >= len(states):  # there are more processes than there were

@@ -102,7 +102,8 @@ def _pretrain(job: Job, work: Work, folder: Path, means: Means) -> Step:
     )
 
 
-def _train(job: Job, work: Work, folder: Path, means: Means) -> Step:
+def train_arguments(job: Job, work: Work, folder: Path) -> list[str]:
+    """The arguments of zoo-train that decide the weights; runs go to `folder`, or go on in it."""
     settings = {"full_train": "true", **job.settings}
     epochs = job.epochs
     if work.is_bounded:
@@ -113,15 +114,18 @@ def _train(job: Job, work: Work, folder: Path, means: Means) -> Step:
             "peak_lr": str(work.peak_lr),
             "warmup_epochs": str(work.warmup_epochs),
         }
-    arguments = [
+    return [
         *(job.model, "--recipe", job.recipe, "--dataset", job.dataset, "--seed", str(job.seed)),
         *([] if epochs is None else ["--epochs", str(epochs)]),
         *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
         *([] if job.image_size is None else ["--image-size", str(job.image_size)]),
         *(["--pretrained"] if job.pretrained else []),
         *("--runs", str(folder), "--resume", "auto"),
-        *_machine(means, compile=means.compile),
     ]
+
+
+def _train(job: Job, work: Work, folder: Path, means: Means) -> Step:
+    arguments = [*train_arguments(job, work, folder), *_machine(means, compile=means.compile)]
 
     def origin() -> list[str]:
         if job.pretraining is None:

@@ -4,6 +4,7 @@ Importing runs code, so nothing here is called because a file says so: a command
 names the function, and what a run folder holds is only compared with that.
 """
 
+import copy
 import inspect
 import os
 import re
@@ -78,8 +79,18 @@ def build_own(
         raise ZooError(f"{name} failed: {_described(reason)}") from reason
     if not isinstance(network, nn.Module):
         raise ZooError(f"{name} returned a {type(network).__name__}, expected a torch.nn.Module")
-    _check_logits(name, network, num_classes, image_size)
+    _check_logits(name, network.eval(), num_classes, image_size)
     return network.train()
+
+
+def check_training(name: str, network: nn.Module, *, num_classes: int, image_size: int) -> None:
+    """Try a copy of a network of the user's on two images, as training does.
+
+    Raises:
+        ZooError: in training mode it does not map (B, 3, S, S) to (B, K).
+    """
+    twin = copy.deepcopy(network).train()
+    _check_logits(f"{name} in training", twin, num_classes, image_size)
 
 
 def _why_not_imported(module: str, reason: BaseException) -> str:
@@ -106,7 +117,7 @@ def _check_logits(name: str, network: nn.Module, num_classes: int, image_size: i
     expected = (TRIAL_BATCH, num_classes)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            logits = network.eval()(images)
+            logits = network(images)
     except Exception as reason:  # whatever the user's code raises
         raise ZooError(
             f"the network of {name} does not run on images of shape {tuple(images.shape)}: "
