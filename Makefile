@@ -2,7 +2,7 @@
 # make test   every feature once, against the installed package (under 15 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts, gpu,
+# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts, int8, gpu,
 # zoo-speed, short-training, study, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
 # STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of bench-compare),
 # BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
@@ -26,8 +26,8 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 CI_EXTRA = slow and not gpu and not network
 # The exports of every network and the sweeps take longer than that on 2 cores: make test-all.
 CI_EXTRA_TESTS = $(addprefix tests/test_,bench_cli.py bench_untrained.py cost.py costs.py counts.py \
-	gate.py gpu_evidence.py killed_runs.py mission.py neighbours.py pretrained.py readme.py \
-	short_training.py tensorrt.py)
+	elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py mission.py neighbours.py \
+	pretrained.py readme.py short_training.py tensorrt.py)
 
 # The main job of `make demo`.
 DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10
@@ -82,7 +82,7 @@ PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all test-ci-extra check bench bench-counts bench-compare bench-train scaling \
-	memory-format artifacts gpu zoo-speed short-training study report setup clean FORCE
+	memory-format artifacts int8 gpu zoo-speed short-training study report setup clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -128,6 +128,9 @@ memory-format: setup # an hour of one core; what has a record already is left
 
 artifacts: setup # an hour alone on the machine; a network with a record is left
 	"$(VENV)/bin/python" tests/benchmarks/artifacts.py
+
+int8: setup # some hours of 2 cores; what has a record already is left
+	"$(VENV)/bin/python" tests/benchmarks/int8_families.py
 
 gpu: # whatever torch is here, without set-up; another call with the same EVIDENCE goes on
 	PYTHONPATH="$(CURDIR)" "$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))" \

@@ -1,4 +1,4 @@
-"""Every network in every format; in AOTInductor's and in int8 the smallest of each family."""
+"""Every network in every format, the smallest of each family in AOTInductor's."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,6 @@ from network_exports import (
     NETWORKS,
     assert_file_agrees,
     assert_images_matter,
-    assert_int8_agrees,
     assert_norms_are_folded,
     assert_one_graph,
     prepared,
@@ -20,19 +19,15 @@ from network_exports import (
 from sample_run import stored
 from torch import Tensor, nn
 
-from zoo.data import Dataset, load_dataset
+from zoo.data import load_dataset
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    return load_dataset("cifar100-mini")
-
-
-@pytest.fixture(scope="module")
-def images(data: Dataset) -> Tensor:
+def images() -> Tensor:
     """Real ones."""
+    data = load_dataset("cifar100-mini")
     return stored(data.test.images[:32], data)
 
 
@@ -84,11 +79,6 @@ def test_aoti(name: str, images: Tensor, tmp_path: Path) -> None:
 
     with torch.no_grad():
         assert_file_agrees("aoti", path, images, network(images))
-
-
-@pytest.mark.parametrize("name", smallest_of_each_family())
-def test_int8(name: str, images: Tensor, data: Dataset, tmp_path: Path) -> None:
-    assert_int8_agrees(prepared(name, images), data, tmp_path)
 
 
 @pytest.mark.parametrize("alias", sorted(ALIASES))

@@ -24,8 +24,8 @@ def test_trials_are_judged_from_their_samples() -> None:
     verdicts = [verdict(done) for done in (quiet, alarm, found, missed)]
 
     assert verdicts == ["no alarm", "false alarm: two", "found", "missed"]
-    assert "- the code against itself: 1 false alarms in 2 trials\n" in readme([quiet, alarm])
-    assert "- 15% more work at a place drawn by the seed: 1 of 2 found\n" in readme([found, missed])
+    assert "- the code against itself: 1 false alarms in 2 trials, " in readme([quiet, alarm])
+    assert "at a place drawn by the seed: 1 of 2 found, " in readme([found, missed])
     assert "| planted 0 | step | one | +15.0% | 0.002 | found | 1.0 | 60 |\n" in readme([found])
 
 
@@ -45,7 +45,16 @@ def test_nothing_is_shown_by_trials_of_one_kind() -> None:
     assert not holds(selves)
     assert not holds([trial(PLANTED, 0, one=1.15)])
     assert not holds([trial(SELF, 0, one=1.0), trial(PLANTED, 0, one=1.15)])  # too few
-    assert "drawn by the seed: not tried yet\n" in readme(selves)
+
+
+def test_trials_after_the_test_was_chosen_are_told_apart() -> None:
+    done = [trial(SELF, seed, one=1.2 if seed < 20 else 1.0) for seed in (18, 19, 20)]
+    done += [trial(PLANTED, seed, one=1.15 if seed < 20 else 1.0) for seed in (18, 20, 21)]
+
+    text = readme(done)
+
+    assert "itself: 2 false alarms in 3 trials, 0 false alarms in 1 fresh ones\n" in text
+    assert "drawn by the seed: 1 of 3 found, 0 of 2 fresh ones\n" in text
 
 
 def test_trials_of_several_gates_show_nothing_of_one() -> None:

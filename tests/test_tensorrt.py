@@ -330,7 +330,7 @@ def test_a_graph_that_tensorrt_does_not_know_is_refused(rtx: Flavor, tmp_path: P
 def test_every_family(name: str, rtx: Flavor, tmp_path: Path) -> None:
     """The types of the parsed layers are held against the graph's by `write_engine` itself.
 
-    What int8 answers with ranges from so few images proves nothing: see test_every_model_exports.
+    What int8 answers with ranges from so few images proves nothing: see test_int8_families.
     """
     model = with_values_everywhere(seeded(name))
     images = random_images(4)
