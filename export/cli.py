@@ -1,15 +1,14 @@
-"""The commands `zoo-export`, `zoo-eval` and `zoo-predict`."""
+"""The command `zoo-export`."""
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import check_precision, check_target, check_written, load_target, target_of
-from export.flags import eval_parser, export_parser, predict_parser
+from export.flags import export_parser
 from zoo import command
 from zoo.errors import ArtifactError, MachineError, ZooError
 
@@ -18,27 +17,13 @@ if TYPE_CHECKING:
     from export.parity import Parity
     from export.proof import Reference
     from export.target import ExportTarget
-    from zoo.checkpoint import Checkpoint, RunMeta
-    from zoo.data import Dataset
-    from zoo.session import InferenceSession
+    from zoo.checkpoint import Checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `zoo-export`."""
     args = export_parser().parse_args(argv)
     return command.run("zoo-export", lambda: _export(args))
-
-
-def main_eval(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zoo-eval`."""
-    args = eval_parser().parse_args(argv)
-    return command.run("zoo-eval", lambda: _evaluate(args))
-
-
-def main_predict(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `zoo-predict`."""
-    args = predict_parser().parse_args(argv)
-    return command.run("zoo-predict", lambda: _predict(args))
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -77,6 +62,7 @@ def _write(args: argparse.Namespace) -> int:
     from export.onnx_session import check_provider
     from export.proof import Reference
     from export.to_onnx import check_opset
+    from zoo.display import load_shown
     from zoo.doctor import require_kernels
 
     check_opset(args.opset)
@@ -98,7 +84,7 @@ def _write(args: argparse.Namespace) -> int:
     require_kernels(args.device or "cpu")
     for run in runs:
         try:
-            data = _dataset(run.meta.dataset.name, args)
+            data = load_shown(run.meta.dataset.name, args.data_dir)
             reference = Reference(run, data, allow=_consent(run, args))
         except (ZooError, OSError) as error:
             codes.append(_report(error))
@@ -182,6 +168,7 @@ def _prove(args: argparse.Namespace) -> int:
     from export.opening import run_of
     from export.proof import Reference
     from export.write import prove_artifact
+    from zoo.display import load_shown
     from zoo.doctor import require_kernels
 
     artifacts, codes = _to_prove(args)
@@ -195,7 +182,7 @@ def _prove(args: argparse.Namespace) -> int:
             if source is None:
                 raise ArtifactError(f"{artifact.path} can only be proven inside its run: move it")
             if source.path not in references:
-                data = _dataset(artifact.dataset.name, args)
+                data = load_shown(artifact.dataset.name, args.data_dir)
                 references[source.path] = Reference(source, data, allow=_consent(source, args))
             proven = prove_artifact(
                 artifact,
@@ -275,96 +262,6 @@ def _consent(run: "Checkpoint", args: argparse.Namespace) -> str | None:
     """What --model allows; with --all it is for the runs that hold that model."""
     allow: str | None = args.model
     return None if args.all is not None and allow != run.meta.model else allow
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from export.scores import evaluate_scores, table
-    from export.write import check_dataset
-    from zoo.checkpoint import newest_run
-
-    path: Path = args.path or newest_run(args.runs)
-    source, session = _opened(path, args)
-    data = _dataset(source.dataset.name, args)
-    check_dataset(path, source.dataset, data)
-    result = evaluate_scores(
-        session,
-        data,
-        model=source.model,
-        subject=str(path),
-        preprocessing=source.input_preprocessing,
-        batch=args.batch,
-    )
-    print(json.dumps(result.to_json(), indent=1) if args.json else table(result))
-
-
-def _predict(args: argparse.Namespace) -> int:
-    """Classify images; one that cannot be read stops no other."""
-    from dataclasses import asdict
-
-    from export.predict import predict_files, table
-    from zoo.checkpoint import newest_run
-
-    path: Path = args.artifact or args.run or newest_run(args.runs)
-    source, session = _opened(path, args)
-    found = []
-    for prediction in predict_files(
-        session,
-        args.images,
-        class_names=source.dataset.class_names,
-        preprocessing=source.input_preprocessing,
-        top=args.top,
-    ):
-        found.append(prediction)
-        if prediction.error is not None:
-            print(f"zoo-predict: {prediction.error}", file=sys.stderr)
-        elif not args.json:
-            print(table(prediction), flush=True)
-    if args.json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
-    return int(any(one.error is not None for one in found))
-
-
-def _opened(
-    path: Path, args: argparse.Namespace
-) -> tuple["Artifact | RunMeta", "InferenceSession"]:
-    """A run or an artifact, ready to run, and what it says of its images."""
-    from export.opening import open_artifact
-    from zoo.checkpoint import Checkpoint
-    from zoo.doctor import require_kernels
-    from zoo.session import open_eager
-
-    is_artifact = path.is_file() or target_of(path) is not None
-    source = _source(path, trust=args.trust) if is_artifact else Checkpoint.open(path).meta
-    require_kernels(args.device)
-    if is_artifact:
-        session = open_artifact(str(path), args.device, trust=args.trust, provider=args.provider)
-    elif args.provider is not None:
-        raise ZooError("--provider is for .onnx files: leave it out for a run")
-    else:
-        session = open_eager(str(path), args.device, allow=args.model)
-    return source, session
-
-
-def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":
-    """What says which images a file takes: its manifest or, for one that is trusted, its run."""
-    from export.artifact import find_artifact
-    from export.opening import run_of
-
-    try:
-        return find_artifact(path)
-    except ArtifactError:
-        run = run_of(path) if trust else None
-        if run is None:
-            raise
-        return run.meta
-
-
-def _dataset(name: str, args: argparse.Namespace) -> "Dataset":
-    from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
-
-    with TransferDisplay() as display:
-        return load_dataset(name, data_dir=args.data_dir, on_progress=display)
 
 
 def _summary(artifact: "Artifact") -> str:

@@ -15,8 +15,9 @@ from PIL import Image
 from export import export_model
 from export.artifact import Artifact, find_artifact
 from export.bundle import photo, program, readme, write_bundle
-from export.cli import main, main_predict
+from export.cli import main
 from export.opening import open_artifact
+from export.use_cli import main_predict
 from zoo.data import Dataset
 from zoo.errors import ZooError
 from zoo.preprocess import Preprocessing

@@ -11,9 +11,9 @@ from sample_run import sample_run
 
 from export import export_model
 from export.artifact import Artifact
-from export.cli import main_eval
 from export.opening import open_artifact
 from export.scores import Evaluation, evaluate_scores, table
+from export.use_cli import main_eval
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, load_dataset
 from zoo.errors import MachineError

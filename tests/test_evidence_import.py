@@ -12,7 +12,6 @@ from benchmarks.evidence.store import Store
 from evidence_files import a_run, clone
 from sample_records import ENVIRONMENT, measurement
 
-from profiling.cli import main_report
 from profiling.evidence import (
     MACHINE,
     MEASUREMENT,
@@ -27,6 +26,7 @@ from profiling.evidence import (
 from profiling.evidence_import import Merged, choose, merge
 from profiling.evidence_summary import summary
 from profiling.record import Measurement, read_record
+from profiling.report_cli import main_report
 from profiling.roofline import Roof, read_roof
 from training.curves import draw_curves
 from zoo.checkpoint import META, Checkpoint

@@ -9,6 +9,7 @@ from few_images import QUIET, few_images, picture_folder
 from torch import nn
 
 import export.cli
+import export.use_cli
 import profiling.cli
 from export import export_model
 from profiling import read_records
@@ -210,7 +211,7 @@ def test_commands_take_a_network_of_timm(
     codes = [
         main(["timm:test_convnext", "--dataset", dataset, "--image-size", "40", *options]),
         export.cli.main([]),
-        export.cli.main_eval(["runs/timm-test_convnext-s0/artifacts/onnx-fp32.onnx", "--json"]),
+        export.use_cli.main_eval(["runs/timm-test_convnext-s0/artifacts/onnx-fp32.onnx", "--json"]),
     ]
     out = capsys.readouterr().out
     codes.append(profiling.cli.main(["--batch", "2", "--budget", "0.2", "--backend", "eager,onnx"]))

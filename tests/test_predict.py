@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from export.artifact import Artifact
-from export.cli import main_predict
 from export.opening import open_artifact
 from export.predict import predict_files, table
+from export.use_cli import main_predict
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset
 from zoo.errors import MachineError

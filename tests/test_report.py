@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sample_records import ENVIRONMENT, SOURCE, gap, measurement
 
-from profiling.cli import main_report
 from profiling.plots import pareto_plot
 from profiling.record import SKIPPED, GpuState, HostLoad, Measurement
 from profiling.report import DEMONSTRATION, write_report
+from profiling.report_cli import main_report
 from profiling.tables import efficiency_tables
 
 NAMES = ("efficiency.csv", "efficiency.md", "index.html", "pareto.png", "pareto.svg")

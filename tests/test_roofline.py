@@ -9,10 +9,11 @@ import pytest
 from sample_records import ENVIRONMENT, gap, measurement
 
 import profiling.roofline
-from profiling.cli import main, main_report
+from profiling.cli import main
 from profiling.footprint import Footprint
 from profiling.record import FAILED
 from profiling.report import write_report
+from profiling.report_cli import main_report
 from profiling.roofline import (
     Roof,
     attainable_flops,

@@ -9,8 +9,8 @@ import pytest
 from sample_records import ENVIRONMENT, measurement
 from study_files import ablation, arm, comparison, open_trial, table_1, trial, write_sweep
 
-from profiling.cli import main_report
 from profiling.report import write_report
+from profiling.report_cli import main_report
 from profiling.study.data import Comparison
 from profiling.study.report import former_files, study_files
 
@@ -178,7 +178,7 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     write_sweep(tmp_path, SMALL)
     code = (
         "import sys\n"
-        "from profiling.cli import main_report\n"
+        "from profiling.report_cli import main_report\n"
         f"assert main_report([{str(tmp_path)!r}, '--out', {str(tmp_path / 'report')!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
     )

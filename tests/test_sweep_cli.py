@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from profiling.cli import main_report
+from profiling.report_cli import main_report
 from training.cli import main_sweep
 from training.sweep_cli import build_parser
 from zoo.checkpoint import Checkpoint

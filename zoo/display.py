@@ -4,6 +4,11 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from zoo.data import Dataset
+
 if TYPE_CHECKING or find_spec("rich") is not None:
     from rich.console import Console
     from rich.progress import (
@@ -23,7 +28,7 @@ else:
     from zoo.plain_display import Column as TimeElapsedColumn
     from zoo.plain_display import Console, Progress, TaskID
 
-__all__ = ["LiveDisplay", "TextColumn", "TimeElapsedColumn", "TransferDisplay"]
+__all__ = ["LiveDisplay", "TextColumn", "TimeElapsedColumn", "TransferDisplay", "load_shown"]
 
 BAR_WIDTH = 24
 
@@ -69,3 +74,11 @@ class TransferDisplay(LiveDisplay):
                 size = "" if total is None else f" ({total / 1e6:.0f} MB)"
                 self.console.print(f"{label}{size}", soft_wrap=True)
         self.bar.update(self.tasks[label], completed=done, total=total)
+
+
+def load_shown(name: str, data_dir: "Path | None") -> "Dataset":
+    """Load a data set; where that takes a transfer, its progress is shown."""
+    from zoo.data import load_dataset
+
+    with TransferDisplay() as display:
+        return load_dataset(name, data_dir=data_dir, on_progress=display)
