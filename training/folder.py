@@ -106,9 +106,9 @@ class RunFolder:
             folder._store(anew=True)  # what is there may be older than the state
         epoch, step = trainer.position
         note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
-        now = trainer.runtime.shapes_result | {"processes": trainer.world}
+        present = trainer.runtime.shapes_result | {"processes": trainer.world}
         before = {"compile": meta.compiled, **(meta.runtime or {}), "processes": meta.processes}
-        for name, value in now.items():
+        for name, value in present.items():
             began = before.get(name, value)
             if began != value:
                 note(

@@ -49,7 +49,8 @@ def _weights(model: nn.Module) -> set[int]:
 
     What a network calls a position or a token is none, nor what timm's `no_weight_decay` names.
     """
-    spared = {f"{name}" for name in getattr(model, "no_weight_decay", tuple)()}
+    named = getattr(model, "no_weight_decay", None)
+    spared = set(named()) if callable(named) else set()
     found = {id(x) for n, x in model.named_parameters() if _is_matrix(n, x) and n not in spared}
     for module in model.modules():
         if isinstance(module, OffsetBias):

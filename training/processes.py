@@ -133,7 +133,6 @@ def _ddp(runtime: Runtime) -> DistributedDataParallelKwargs:
         gradient_as_bucket_view=True,
         # With a first backward that sends nothing, DDP fails an assertion (torch 2.14).
         static_graph=runtime.accumulate == 1,
-        find_unused_parameters=runtime.accumulate > 1,  # as a static graph does
     )
 
 

@@ -311,7 +311,7 @@ def _compiler_errors() -> Iterator[None]:
         if type(error).__module__.startswith(COMPILER):
             raise MachineError(
                 f"torch.compile failed ({first_line(error)}): "
-                "go on without --compile, or see zoo-doctor"
+                "go on with --no-compile, or see zoo-doctor"
             ) from error
         raise
 

@@ -116,12 +116,12 @@ def require_compiler(device: str) -> None:
     if compiler() is None:
         raise MachineError(
             "torch.compile on a CPU needs a C++ compiler and none was found: install g++ "
-            "(or point CXX at one), or go on without --compile"
+            "(or point CXX at one), or go on with --no-compile"
         )
     if not has_python_headers():
         raise MachineError(
             "torch.compile on a CPU needs Python.h and it was not found: install your system's "
-            "python3-dev, or go on without --compile"
+            "python3-dev, or go on with --no-compile"
         )
 
 

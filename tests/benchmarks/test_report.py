@@ -6,7 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from study_files import big_study, trials_of, write_sweep
 
-from profiling.cli import main_report
+from profiling.report_cli import main_report
 from zoo.models import MODELS
 
 RECORDS = 1_000
