@@ -245,24 +245,28 @@ def _structure(name: str, image_size: int) -> tuple["Cost", Footprint | None, st
         with nullcontext() if is_own(name) else torch.device("meta"):
             network = create_model(name, image_size=image_size)
         entries += [(key, list(x.shape), str(x.dtype)) for key, x in network.state_dict().items()]
-        cost, footprint = _counted(network, (3, image_size, image_size))
+        known = None
         if spec is not None and image_size == CATALOGUE_SIZE:
-            cost = Cost(spec.params, spec.macs)
+            known = Cost(spec.params, spec.macs)
+        cost, footprint = _counted(network, (3, image_size, image_size), known)
     text = json.dumps([name, image_size, entries])
     return cost, footprint, hashlib.sha256(text.encode()).hexdigest()
 
 
 def _counted(
-    network: "nn.Module", image_shape: tuple[int, int, int]
+    network: "nn.Module", image_shape: tuple[int, int, int], known: "Cost | None" = None
 ) -> tuple["Cost", Footprint | None]:
-    """What a network costs; of one that needs more than shapes to run, the parameters alone."""
+    """What a network costs, unless that is `known`, and its footprint.
+
+    Of one that needs more than shapes to run, the parameters alone.
+    """
     from profiling.activation import footprint_of
     from zoo.cost import Cost, cost_of_model
 
-    cost = Cost(sum(x.numel() for x in network.parameters() if x.requires_grad), None)
-    footprint = None
+    params = sum(x.numel() for x in network.parameters() if x.requires_grad)
+    cost, footprint = known or Cost(params, None), None
     with suppress(Exception):  # whatever somebody's own network raises on the meta device
-        cost = cost_of_model(network, image_shape)
+        cost = known or cost_of_model(network, image_shape)
         footprint = footprint_of(network, image_shape)
     return cost, footprint
 

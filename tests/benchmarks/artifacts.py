@@ -12,11 +12,10 @@ from pathlib import Path
 from artifact_bench.measure import measure
 from artifact_bench.networks import prepare
 from artifact_bench.page import page
-from artifact_bench.sheet import read_sheet
+from artifact_bench.sheet import in_order, read_sheet
 
 from zoo import command
-from zoo.data import load_dataset
-from zoo.display import TransferDisplay
+from zoo.display import load_shown
 from zoo.files import write_atomic, write_json
 from zoo.models import model_spec
 
@@ -57,8 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Add what is missing."""
     for name in args.models:
         model_spec(name)
-    with TransferDisplay() as display:
-        data = load_dataset(args.dataset, on_progress=display)
+    data = load_shown(args.dataset, None)
     for name in args.models:
         record = args.out / RECORDS / f"{name}.json"
         if record.exists():
@@ -78,11 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
 def write_page(out: Path) -> Path:
     """From all records, those of NETWORKS first and in their order."""
-    rank = {name: number for number, name in enumerate(NETWORKS)}
-    found = sorted(
-        (out / RECORDS).glob("*.json"),
-        key=lambda path: (rank.get(path.stem, len(rank)), path.stem),
-    )
+    found = in_order(out / RECORDS, NETWORKS)
     write_atomic(out / PAGE, page([read_sheet(path) for path in found]))
     return out / PAGE
 

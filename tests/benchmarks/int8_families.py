@@ -16,13 +16,13 @@ from pathlib import Path
 from artifact_bench.int8 import Cost, Int8, page, read_cost
 from artifact_bench.measure import write
 from artifact_bench.networks import prepare
+from artifact_bench.sheet import in_order
 
 from training.sweep_jobs import Job, work_of
 from training.sweep_steps import train_arguments
 from zoo import command
 from zoo.checkpoint import META, Checkpoint, folder_name
-from zoo.data import load_dataset
-from zoo.display import TransferDisplay
+from zoo.display import load_shown
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError
 from zoo.files import write_atomic, write_json
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> None:
     """Add what is missing."""
     for name in args.models:
         model_spec(name)
-    with TransferDisplay() as display:
-        data = load_dataset(args.dataset, on_progress=display)
+    data = load_shown(args.dataset, None)
     for name in args.models:
         record = args.out / RECORDS / f"{name}.json"
         if record.exists():
@@ -111,11 +110,7 @@ def train(name: str, runs: Path, *, dataset: str, max_macs: float) -> None:
 
 def write_page(out: Path) -> Path:
     """From all records, in the order of NETWORKS."""
-    rank = {name: number for number, name in enumerate(NETWORKS)}
-    found = sorted(
-        (out / RECORDS).glob("*.json"),
-        key=lambda path: (rank.get(path.stem, len(rank)), path.stem),
-    )
+    found = in_order(out / RECORDS, NETWORKS)
     missing = [name for name in NETWORKS if name not in {path.stem for path in found}]
     write_atomic(out / PAGE, page([read_cost(path) for path in found], missing))
     return out / PAGE

@@ -9,13 +9,10 @@ from export.artifact import Artifact
 from profiling.tables import markdown_table, percent, place
 from zoo.checkpoint import RunMeta
 from zoo.environment import Environment
-from zoo.errors import RecordError
-from zoo.files import read_json
 from zoo.models import MODELS
-from zoo.plain import from_plain
 
 from .page import KEEPS
-from .sheet import Entry
+from .sheet import Entry, read_stored
 
 INTRO = f"""\
 # What int8 costs in accuracy
@@ -134,12 +131,7 @@ def read_cost(path: Path) -> Cost:
     Raises:
         RecordError: it is damaged.
     """
-    try:
-        return from_plain(Cost, read_json(path, RecordError))
-    except (TypeError, ValueError) as reason:
-        raise RecordError(
-            f"{path} is no record of int8 ({reason}): remove it to measure again"
-        ) from None
+    return read_stored(Cost, path, "int8")
 
 
 def page(costs: Sequence[Cost], missing: Sequence[str] = ()) -> str:

@@ -1,16 +1,18 @@
 """What was measured of the artifacts of one network: facts, as they are stored."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from profiling.record import OK
 from profiling.samples import Ratio, paired_ratio
 from zoo.errors import RecordError
 from zoo.files import read_json
 from zoo.plain import from_plain
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +90,26 @@ def read_sheet(path: Path) -> Sheet:
     Raises:
         RecordError: it is damaged.
     """
+    return read_stored(Sheet, path, "artifacts")
+
+
+def in_order(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The records in a folder: those of `names` first and in their order, then others by name."""
+    rank = {name: number for number, name in enumerate(names)}
+    return sorted(
+        folder.glob("*.json"), key=lambda path: (rank.get(path.stem, len(rank)), path.stem)
+    )
+
+
+def read_stored(kind: type[T], path: Path, of: str) -> T:
+    """The same of any kind of record.
+
+    Raises:
+        RecordError: it is damaged.
+    """
     try:
-        return from_plain(Sheet, read_json(path, RecordError))
+        return from_plain(kind, read_json(path, RecordError))
     except (TypeError, ValueError) as reason:
         raise RecordError(
-            f"{path} is no record of artifacts ({reason}): remove it to measure again"
+            f"{path} is no record of {of} ({reason}): remove it to measure again"
         ) from None
