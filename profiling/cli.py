@@ -330,14 +330,12 @@ def _data(subjects: Sequence["Subject"], data_dir: Path | None) -> "Dataset | No
     source = subjects[0].source
     if source is None:
         return None
-    from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
+    from zoo.display import load_shown
     from zoo.errors import DataError
 
     without = "times are taken with random images, and what has no accuracy yet gets none"
     try:
-        with TransferDisplay() as display:
-            data = load_dataset(source.dataset, data_dir=data_dir, on_progress=display)
+        data = load_shown(source.dataset, data_dir)
     except DataError as error:
         _say(f"{error}; {without}")
         return None

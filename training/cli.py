@@ -112,10 +112,9 @@ def _say(line: str) -> None:
 
 def _load(dataset: str, data_dir: Path | None) -> "Dataset":
     from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
+    from zoo.display import load_shown
 
-    with TransferDisplay() as display:
-        return load_dataset(dataset, data_dir=data_dir, on_progress=display if speaks() else None)
+    return load_shown(dataset, data_dir) if speaks() else load_dataset(dataset, data_dir=data_dir)
 
 
 def _check_launch(job: Job, wanted: Launch) -> None:

@@ -73,11 +73,9 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     from training.display import TrainingDisplay, duration
     from training.pretrain import pretrain
-    from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
+    from zoo.display import load_shown
 
-    with TransferDisplay() as display:
-        data = load_dataset(args.dataset, data_dir=args.data_dir, on_progress=display)
+    data = load_shown(args.dataset, args.data_dir)
     print(
         f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "
         f"batch {settings.batch_size}, seed {args.seed}",

@@ -238,12 +238,10 @@ def _means(args: argparse.Namespace) -> Means:
 
 def _check_data(planned: "Sequence[Planned]", data_dir: Path | None) -> None:
     """Load each data set once, with its errors and its download, before there are processes."""
-    from zoo.data import load_dataset
-    from zoo.display import TransferDisplay
+    from zoo.display import load_shown
 
     for name in dict.fromkeys(one.job.dataset for one in planned):
-        with TransferDisplay() as display:
-            load_dataset(name, data_dir=data_dir, on_progress=display)
+        load_shown(name, data_dir)
 
 
 def _name(args: argparse.Namespace) -> str:
