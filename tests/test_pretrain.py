@@ -523,3 +523,19 @@ def test_each_method_has_its_settings() -> None:
     assert [pretraining_for(name).name for name in METHODS] == list(METHODS)
     with pytest.raises(ZooError, match=r"^no method named 'simclrr': did you mean simclr\?"):
         pretraining_for("simclrr")
+
+
+@needs_lightly
+def test_a_run_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = str(tmp_path / "gone")
+
+    code = main(["resnet_20", "--method", "byol", "--dataset", "cifar100-mini", "--resume", gone])
+
+    assert code == 2
+    assert capsys.readouterr() == (
+        "",
+        f"zoo-pretrain: there is no run {gone}: resume a folder that zoo-pretrain began, or start "
+        "a new run without --resume\n",
+    )

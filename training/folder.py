@@ -55,9 +55,9 @@ class RunFolder:
     trainer: Trainer
     meta: RunMeta
     lines: list[EpochMetrics]
+    lock: Lock  # of the first process
     selected: dict[str, Tensor] | None = None  # weights of the best epoch
     is_worth_keeping: bool = False  # a step was stored, or the batch that ended it
-    lock: Lock | None = None  # of the first process
 
     @classmethod
     def create(cls, runs: Path, meta: RunMeta, trainer: Trainer) -> "RunFolder":
@@ -65,7 +65,7 @@ class RunFolder:
         name = folder_name(meta.model, meta.seed)
         path = by_first(trainer.accelerator, lambda: claim(runs, name))
         lock = Lock(path)
-        folder = cls(path, trainer, meta, [], lock=lock)
+        folder = cls(path, trainer, meta, [], lock)
         try:
             by_first(trainer.accelerator, lock.take)
             if trainer.rank == 0:
@@ -100,7 +100,8 @@ class RunFolder:
             raise CheckpointError(
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
-        folder = cls(path, trainer, meta, state.metrics, state.selected, True, lock)
+        folder = cls(path, trainer, meta, state.metrics, lock, state.selected)
+        folder.is_worth_keeping = True
         if trainer.rank == 0:
             drop_parts(path)
             folder._store(anew=True)  # what is there may be older than the state
@@ -208,8 +209,7 @@ class RunFolder:
         """
         if self.trainer.rank != 0:
             return
-        if self.lock is not None:
-            self.lock.release()
+        self.lock.release()
         if not self.is_worth_keeping:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self.lines and find_spec("matplotlib") is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.options import AUTO
 from training.pretraining import METHODS, Pretraining, pretraining_for
 from training.recipe import DEVICES, read_settings, with_epochs, with_settings
 from zoo.command import Parser, positive_int, run, seed
@@ -73,8 +74,11 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     from training.display import TrainingDisplay, duration
     from training.pretrain import pretrain
+    from training.pretrain_folder import require_begun
     from zoo.display import load_shown
 
+    if args.resume not in (None, AUTO):
+        require_begun(Path(args.resume))
     data = load_shown(args.dataset, args.data_dir)
     print(
         f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "

@@ -79,11 +79,7 @@ class PretrainingFolder:
         Raises:
             CheckpointError: it is another run, complete, or damaged beyond its last two states.
         """
-        if not (path / META).is_file():
-            raise CheckpointError(
-                f"there is no run {path}: resume a folder that zoo-pretrain began, or start a new "
-                "run without --resume"
-            )
+        require_begun(path)
         run = Checkpoint.open(path)
         _require_same(run, given)
         state = newest(path, lambda file: read_content(file, lambda found: found), note, mend=True)
@@ -129,6 +125,19 @@ class PretrainingFolder:
         """A folder without a complete epoch goes."""
         if not self.lines:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def require_begun(path: Path) -> None:
+    """Refuse a folder that is no run.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if not (path / META).is_file():
+        raise CheckpointError(
+            f"there is no run {path}: resume a folder that zoo-pretrain began, or start a new run "
+            "without --resume"
+        )
 
 
 def incomplete(runs: Path, given: RunMeta) -> Path | None:
