@@ -12,6 +12,7 @@ import pytest
 from benchmarks.artifact_bench.int8 import Cost, Int8, page, read_cost
 from sample_run import sample_run
 
+from export.mcnemar import Comparison
 from zoo.data import load_dataset
 from zoo.environment import capture
 from zoo.errors import RecordError
@@ -22,17 +23,17 @@ MINI = "cifar100-mini"
 
 
 def measured(target: str, top1: float, p_value: float = 0.5, **facts: Any) -> Int8:
-    return Int8(
-        target=target,
+    compared = Comparison(
+        images=10_000,
         eager_top1=0.30,
         top1=top1,
         only_eager_right=80,
         only_artifact_right=60,
-        images=10_000,
         p_value=p_value,
-        layers=22,
-        **facts,
+        max_drop=0.005,
+        is_gate=True,
     )
+    return Int8(target=target, comparison=compared, layers=22, **facts)
 
 
 def cost(model: str, *targets: Int8) -> Cost:
@@ -171,7 +172,7 @@ def test_a_network_is_trained_quantised_and_left_the_next_time(
     assert found.trained_images == 4 * 5 * 8
     assert found.val_images == 400
     assert [one.target for one in found.targets] == ["onnx", "openvino"]
-    assert all(one.images == 1000 for one in found.targets if one.reason is None)
+    assert all(one.comparison.images == 1000 for one in found.targets if one.reason is None)
     assert not list((tmp_path / "runs" / "resnet_20-s0").glob("artifacts/*"))
 
     text = record.read_text()

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import Artifact
+from export.mcnemar import Comparison
 from profiling.tables import markdown_table, percent, place
 from zoo.checkpoint import RunMeta
 from zoo.environment import Environment
 from zoo.models import MODELS
 
 from .page import KEEPS
-from .sheet import Entry, read_stored
+from .sheet import Entry, by_machine, read_stored
 
 INTRO = f"""\
 # What int8 costs in accuracy
@@ -35,28 +36,17 @@ class Int8:
 
     target: str
     reason: str | None = None  # why there is no artifact; then the rest is None
-    eager_top1: float | None = None  # in [0, 1]
-    top1: float | None = None
-    only_eager_right: int | None = None  # images
-    only_artifact_right: int | None = None
-    images: int | None = None
-    p_value: float | None = None
+    comparison: Comparison | None = None  # with eager, on the test split
     layers: int | None = None
     kept_float: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Int8":
         """From a proven artifact."""
-        compared, facts = artifact.comparison, artifact.facts["int8"]
-        assert compared is not None
+        facts = artifact.facts["int8"]
         return cls(
             target=artifact.target,
-            eager_top1=compared.eager_top1,
-            top1=compared.top1,
-            only_eager_right=compared.only_eager_right,
-            only_artifact_right=compared.only_artifact_right,
-            images=compared.images,
-            p_value=compared.p_value,
+            comparison=artifact.comparison,
             layers=facts["layers"],
             kept_float=tuple(facts["kept_float"]),
         )
@@ -69,9 +59,8 @@ class Int8:
     @property
     def drop(self) -> float | None:
         """Of top-1, in [0, 1]; negative where the file is better."""
-        if self.eager_top1 is None or self.top1 is None:
-            return None
-        return self.eager_top1 - self.top1
+        compared = self.comparison
+        return None if compared is None else compared.eager_top1 - compared.top1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +126,9 @@ def read_cost(path: Path) -> Cost:
 def page(costs: Sequence[Cost], missing: Sequence[str] = ()) -> str:
     """The whole text; `missing` names networks that are still to be measured."""
     lacking = f"\nNot measured yet: {', '.join(missing)}.\n" if missing else ""
-    return "".join([INTRO, lacking, *(_section(group) for group in _by_machine(costs))])
+    return "".join(
+        [INTRO, lacking, *map(_section, by_machine(costs, lambda cost: cost.quantised_in))]
+    )
 
 
 def _section(costs: Sequence[Cost]) -> str:
@@ -149,7 +140,7 @@ def _section(costs: Sequence[Cost]) -> str:
         lines[0] += [f"{name} top-1 %", "lost, points", "p", "layers in int8"]
     for cost in costs:
         by_target = {one.target: one for one in cost.targets}
-        eager = next((one.eager_top1 for one in cost.targets if one.eager_top1 is not None), None)
+        eager = next((one.comparison.eager_top1 for one in cost.targets if one.comparison), None)
         cells = [cost.model, MODELS[cost.model].family, f"{cost.trained_images:,}", percent(eager)]
         for name in targets:
             cells += _cells(by_target.get(name))
@@ -166,10 +157,10 @@ def _section(costs: Sequence[Cost]) -> str:
 
 
 def _cells(one: Int8 | None) -> list[str]:
-    if one is None or one.drop is None:
+    if one is None or one.comparison is None or one.drop is None:
         return [""] * 4
-    layers = f"{(one.layers or 0) - len(one.kept_float)} of {one.layers}"
-    return [percent(one.top1), f"{100 * one.drop:.2f}", f"{one.p_value:.2g}", layers]
+    compared, layers = one.comparison, f"{(one.layers or 0) - len(one.kept_float)} of {one.layers}"
+    return [percent(compared.top1), f"{100 * one.drop:.2f}", f"{compared.p_value:.2g}", layers]
 
 
 def _beyond(costs: Sequence[Cost]) -> Iterator[str]:
@@ -180,11 +171,3 @@ def _beyond(costs: Sequence[Cost]) -> Iterator[str]:
                 yield f"{cost.model}, {one.target}: {one.reason}"
             elif one.drop is not None and one.drop >= KEEPS:
                 yield f"{cost.model}, {one.target}: loses {100 * one.drop:.2f} points"
-
-
-def _by_machine(costs: Sequence[Cost]) -> list[list[Cost]]:
-    groups: dict[tuple[str, str], list[Cost]] = {}
-    for cost in costs:
-        key = Environment.from_json(dict(cost.quantised_in)).key
-        groups.setdefault((key, cost.dataset_digest), []).append(cost)
-    return list(groups.values())

@@ -8,7 +8,7 @@ from profiling.tables import markdown_table, mebibytes, number, percent, place
 from zoo.environment import Environment
 
 from .eager_nchw import BACKEND as EAGER_NCHW
-from .sheet import Entry, Sheet
+from .sheet import Entry, Sheet, by_machine
 
 EAGER, COMPILE = "eager", "compile"
 BASELINES = (EAGER_NCHW, EAGER)
@@ -40,7 +40,7 @@ where it loses less than {100 * KEEPS:.1f} points of eager's.
 def page(sheets: Sequence[Sheet]) -> str:
     """The whole text."""
     parts = [INTRO]
-    for together in _by_machine(sheets):
+    for together in by_machine(sheets, lambda sheet: sheet.environment):
         parts.append(_heading(together))
         parts += [f"- {verdict}\n" for verdict in verdicts(together)]
         for threads in _each(together, lambda timing: timing.threads):
@@ -198,14 +198,6 @@ def _heading(sheets: Sequence[Sheet]) -> str:
         f"\n## {place(_environment(sheets[0]))}, {sheets[0].dataset}\n\n"
         f"Commit {', '.join(commits)}; {', '.join(budgets)} for each backend and batch size.\n\n"
     )
-
-
-def _by_machine(sheets: Sequence[Sheet]) -> list[list[Sheet]]:
-    """Those of one machine and one data set together, in the order of the first of each."""
-    groups: dict[tuple[str, str], list[Sheet]] = {}
-    for sheet in sheets:
-        groups.setdefault((_environment(sheet).key, sheet.dataset_digest), []).append(sheet)
-    return list(groups.values())
 
 
 def _environment(sheet: Sheet) -> Environment:

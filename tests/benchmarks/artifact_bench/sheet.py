@@ -1,18 +1,31 @@
 """What was measured of the artifacts of one network: facts, as they are stored."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from profiling.record import OK
 from profiling.samples import Ratio, paired_ratio
+from zoo.environment import Environment
 from zoo.errors import RecordError
 from zoo.files import read_json
 from zoo.plain import from_plain
 
 T = TypeVar("T")
+
+
+class OfData(Protocol):
+    """A record of what was measured with a data set."""
+
+    @property
+    def dataset_digest(self) -> str:
+        """Of all of it."""
+        ...
+
+
+R = TypeVar("R", bound=OfData)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +112,17 @@ def in_order(folder: Path, names: Sequence[str]) -> list[Path]:
     return sorted(
         folder.glob("*.json"), key=lambda path: (rank.get(path.stem, len(rank)), path.stem)
     )
+
+
+def by_machine(
+    records: Sequence[R], environment: Callable[[R], Mapping[str, Any]]
+) -> list[list[R]]:
+    """Those of one machine and one data set together, in the order of the first of each."""
+    groups: dict[tuple[str, str], list[R]] = {}
+    for record in records:
+        key = Environment.from_json(dict(environment(record))).key
+        groups.setdefault((key, record.dataset_digest), []).append(record)
+    return list(groups.values())
 
 
 def read_stored(kind: type[T], path: Path, of: str) -> T:
