@@ -151,21 +151,14 @@ def of_subject(
         torch.set_num_threads(threads)
     consent = {} if subject.allow is None else {"allow": subject.allow}
     session = resolve_name(subject.opener)(subject.path, device, **consent)
-    shape = subject.image_shape
-    found = []
-    for batch in batches:
-        try:
-            found.append(
-                layer_times(
-                    session, subject.model, image_shape=shape, batch=batch, budget_s=budget_s
-                )
-            )
-        except (RuntimeError, MemoryError) as error:
-            raise MachineError(
-                f"the layers of {subject.model} cannot be timed at batch {batch}: "
-                f"{first_line(error)}"
-            ) from error
-    return found
+    name, shape = subject.model, subject.image_shape
+    try:
+        return [
+            layer_times(session, name, image_shape=shape, batch=batch, budget_s=budget_s)
+            for batch in batches
+        ]
+    except (RuntimeError, MemoryError) as error:
+        raise MachineError(f"the layers of {name} cannot be timed: {first_line(error)}") from error
 
 
 # Counting -----------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_a_network_that_looks_at_values_is_measured_and_not_counted(
     capsys.readouterr()
     assert main([*options, "--layers"]) == 1
     assert capsys.readouterr().err == (
-        "zoo-bench: the layers of mine:looking cannot be timed at batch 1: "
+        "zoo-bench: the layers of mine:looking cannot be timed: "
         "Tensor.item() cannot be called on meta tensors\n"
     )
 
