@@ -186,7 +186,8 @@ def test_a_compiler_that_fails_is_one_line(few: Dataset, tmp_path: Path) -> None
 
     torch._dynamo.reset()
     broken_compiler = config.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True})
-    with broken_compiler, pytest.raises(MachineError, match=r"torch.compile failed .*: go on with --no-compile"):
+    helped = r"torch.compile failed .*: go on with --no-compile"
+    with broken_compiler, pytest.raises(MachineError, match=helped):
         train(TINY, SHORT, Runtime(device="cpu", compile=True), few, runs=tmp_path)
 
     assert list(tmp_path.iterdir()) == []
