@@ -20,7 +20,7 @@ from profiling.expected import Explanation, Part, markdown, study, to_json
 from profiling.record import STUDY, read_records
 from zoo import command
 from zoo.files import write_atomic
-from zoo.session import InferenceSession, open_untrained
+from zoo.session import InferenceSession, open_untrained, torch_threads
 
 README = "README.md"
 REPEATS = 15  # of the forward pass; the time of an operator is its median
@@ -128,11 +128,11 @@ def kind_of(
 
 def _finish(folder: Path) -> None:
     found = study(read_records(folder))
-    torch.set_num_threads(found.environment.threads)
     explained = {}
-    for row in found.slow:
-        print(f"explain: {row.model} at batch {row.slowest}", file=sys.stderr)
-        explained[row.model] = explain_network(row.model, row.slowest)
+    with torch_threads(found.environment.threads):
+        for row in found.slow:
+            print(f"explain: {row.model} at batch {row.slowest}", file=sys.stderr)
+            explained[row.model] = explain_network(row.model, row.slowest)
     write_atomic(folder / STUDY, to_json(explained))
     write_atomic(folder / README, markdown(found, explained))
     print(folder / README)

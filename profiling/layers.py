@@ -19,7 +19,7 @@ from profiling.tables import millions, number, percent
 from zoo.anatomy import describe
 from zoo.cost import on_meta
 from zoo.errors import MachineError, first_line
-from zoo.session import EagerSession
+from zoo.session import EagerSession, torch_threads
 from zoo.text import columns
 
 WARM_UP_SHARE = 0.2  # of the budget, at most
@@ -147,18 +147,18 @@ def of_subject(
     Raises:
         MachineError: memory ran out, or the network needs more than shapes to be followed.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     consent = {} if subject.allow is None else {"allow": subject.allow}
-    session = resolve_name(subject.opener)(subject.path, device, **consent)
     name, shape = subject.model, subject.image_shape
-    try:
-        return [
-            layer_times(session, name, image_shape=shape, batch=batch, budget_s=budget_s)
-            for batch in batches
-        ]
-    except (RuntimeError, MemoryError) as error:
-        raise MachineError(f"the layers of {name} cannot be timed: {first_line(error)}") from error
+    with torch_threads(threads):
+        session = resolve_name(subject.opener)(subject.path, device, **consent)
+        try:
+            return [
+                layer_times(session, name, image_shape=shape, batch=batch, budget_s=budget_s)
+                for batch in batches
+            ]
+        except (RuntimeError, MemoryError) as error:
+            why = first_line(error)
+            raise MachineError(f"the layers of {name} cannot be timed: {why}") from error
 
 
 # Counting -----------------------------------------------------------------------------------

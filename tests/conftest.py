@@ -2,8 +2,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +26,20 @@ keep_memory()
 
 # A shell that starts its jobs in the background lets them ignore Ctrl-C, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def torch_keeps_its_threads() -> Iterator[None]:
+    """A test that left other threads behind would change the sums of those after it."""
+    before = threads_of_torch()
+    yield
+    if before is not None:
+        assert threads_of_torch() == before
+
+
+def threads_of_torch() -> int | None:
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

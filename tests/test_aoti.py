@@ -13,6 +13,7 @@ from export import load_target
 from export.target import MAX_BATCH, ExportOptions
 from export.to_aoti import package_facts
 from zoo.errors import ArtifactError, MachineError
+from zoo.session import torch_threads
 
 TARGET = load_target("aoti")
 AGAIN = "write it again on this machine with zoo-export --to aoti"
@@ -33,12 +34,8 @@ def write(path: Path, precision: str = "fp32", device: str = "cpu") -> Path:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compiled while torch had one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return write(tmp_path_factory.mktemp("aoti") / "small.aoti.pt2")
-    finally:
-        torch.set_num_threads(before)
 
 
 def assert_agrees(path: Path, precision: str, device: str) -> None:

@@ -21,6 +21,7 @@ from export.opening import open_artifact, open_foreign, open_on_tensorrt
 from export.to_onnx import IR_VERSION, OPSET
 from zoo.data import Dataset
 from zoo.errors import ArtifactError, MachineError, MissingPackageError, ZooError
+from zoo.session import torch_threads
 
 pytest_plugins = ["export_fixtures"]
 
@@ -33,12 +34,8 @@ def test_opened_artifact_says_what_runs_it(exported: Artifact) -> None:
 
 
 def test_session_uses_as_many_threads_as_torch(exported: Artifact) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         session = OnnxSession(exported.path)
-    finally:
-        torch.set_num_threads(before)
 
     assert session._session.get_session_options().intra_op_num_threads == 2
 

@@ -24,6 +24,7 @@ from export.to_openvino import OpenVinoSession
 from zoo.data import load_dataset
 from zoo.environment import cpu_flags, has_bf16_units
 from zoo.errors import ArtifactError, MachineError, MissingPackageError
+from zoo.session import torch_threads
 
 ROOT = Path(__file__).parents[1]
 TARGET = load_target("openvino")
@@ -123,12 +124,8 @@ def test_fp16_halves_the_weights(written: dict[str, Path]) -> None:
 
 
 def test_session_is_made_for_one_batch_at_a_time(written: dict[str, Path]) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         compiled = TARGET.open(written["fp32"], device="cpu")._compiled
-    finally:
-        torch.set_num_threads(before)
 
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
     assert compiled.get_property("NUM_STREAMS") == 1

@@ -105,6 +105,18 @@ def cudnn_benchmark(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+@contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads within the block; None: as many as before."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def require_compiler(device: str) -> None:
     """Check what torch.compile needs on `device`.
 
