@@ -3,8 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +52,29 @@ def outcome(run: Checkpoint) -> dict[str, Any]:
     meta = asdict(run.meta)
     facts = ("weights_sha256", "epoch", "epochs_done", "val_top1", "test_top1", "test_top5")
     return {"metrics": lines(run)} | {fact: meta[fact] for fact in facts}
+
+
+@contextmanager
+def trained_elsewhere(run: Path) -> Iterator[None]:
+    """Another process holds the lock of a run, and is killed in the end."""
+    program = f"""
+import sys
+from pathlib import Path
+from training.lock import Lock
+lock = Lock(Path({str(run)!r}))
+lock.take()
+print("taken", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        (sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"taken\n"
+            yield
+        finally:
+            other.kill()
 
 
 class Signal:

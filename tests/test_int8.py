@@ -12,6 +12,7 @@ from onnx import TensorProto
 from small_network import SIZE, images, small_network
 
 from export.calibrate import Calibration, check_method, chosen, divided
+from export.onnx_session import OnnxSession
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
@@ -38,7 +39,7 @@ from zoo.errors import MachineError, ZooError
 from zoo.evaluate import predict
 from zoo.onnx_graph import precision_of
 from zoo.preprocess import Preprocessing
-from zoo.session import EagerSession
+from zoo.session import EagerSession, InferenceSession
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,54 @@ def test_every_layer_is_quantised(
     assert (facts["preset"], facts["method"]) == (preset.name, "minmax")
     assert facts["calibration_images"] == 100
     assert facts["validation_drop"] == 1 - facts["validation_top1"] < 0.2
+
+
+def integer_weights(proto: onnx.ModelProto) -> np.ndarray:
+    """The absolute values of all integers that the layers multiply with."""
+    constants = {one.name: onnx.numpy_helper.to_array(one) for one in proto.graph.initializer}
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    layers = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+    found = [constants[makers[node.input[1]].input[0]] for node in layers]
+    assert {str(one.dtype) for one in found} == {"int8"}
+    return np.concatenate([np.abs(one.astype(int)).ravel() for one in found])
+
+
+def test_sixteen_bits_hold_what_a_cpu_adds_up_in_them(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> None:
+    found, facts = quantise(graph, CPU, calibration, SimulatedSession)
+    for_gpus, all_bits = quantise(graph, TENSORRT, calibration, SimulatedSession)
+
+    assert 2 * 255 * integer_weights(found).max() < 2**15
+    assert integer_weights(for_gpus).max() == 127
+    assert (facts["weight_bits"], all_bits["weight_bits"]) == (7, 8)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_full_activations_and_weights_add_up_on_every_cpu(
+    runtime: str, calibration: Calibration, tmp_path: Path
+) -> None:
+    """On one without VNNI this fails with weights of 8 bits."""
+    white = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Flatten())
+    torch.nn.init.constant_(white[0].weight, 0.5)
+    white_images = torch.full((2, 3, 16, 16), 2.0)
+    seen = onnx_graph(white.eval(), white_images, metadata={"cifar_zoo_version": "0"})
+    seen = onnx.shape_inference.infer_shapes(seen)
+    ranges = value_ranges(seen, CPU.operators, lambda: [white_images.numpy()], method="minmax")
+    proto = with_quantisers(seen, CPU, ranges, [])
+
+    found = opened_by(runtime, proto, tmp_path).run(white_images)
+
+    torch.testing.assert_close(found, SimulatedSession(proto).run(white_images))
+
+
+def opened_by(runtime: str, proto: onnx.ModelProto, folder: Path) -> InferenceSession:
+    if runtime == "openvino":
+        network = read_graph(proto.SerializeToString(), fold=False)
+        save_network(network, folder / "white.xml", precision="int8", metadata={})
+        return OpenVinoSession(folder / "white.xml")
+    onnx.save(proto, folder / "white.onnx")
+    return OnnxSession(folder / "white.onnx")
 
 
 def test_tensorrt_gets_no_offsets_and_float_biases(

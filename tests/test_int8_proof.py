@@ -86,6 +86,7 @@ def test_int8_for_cpus_is_written_proven_and_proven_again(
         facts = said["facts"]["int8"]
         assert (said["proof"], said["pending"]) == ("passed", None)
         assert (facts["preset"], facts["layers"], facts["kept_float"]) == ("cpu", 3, [])
+        assert facts["weight_bits"] == 7
         assert (facts["calibration_images"], facts["max_drop"]) == (40, 0.2)
         assert facts["validation_drop"] <= 0.2
         assert 0 < said["parity"]["noise"] < said["parity"]["noise_limit"] == 0.5

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from few_images import picture_folder
-from small_runs import few_of_each
+from small_runs import few_of_each, trained_elsewhere
 from torch import Tensor, nn
 
 from training import Recipe, Runtime, train
@@ -374,6 +374,26 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     )
     assert killed.meta.weights_sha256 == whole.meta.weights_sha256
     assert told(killed) == told(whole)
+
+
+@needs_lightly
+def test_a_run_under_way_is_left_alone(few: Dataset, tmp_path: Path) -> None:
+    two = settings("simclr")
+    with stopped_after(1):
+        pretrain(MODEL, two, few, device="cpu", runs=tmp_path)
+    path = tmp_path / f"pretrain-simclr-{FOLDER}"
+    assert not (path / ".lock").exists()
+
+    with trained_elsewhere(path):
+        with pytest.raises(CheckpointError) as refusal:
+            pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume=path)
+        beside = pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume="auto")
+    went_on = pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume="auto")
+
+    assert str(refusal.value) == f"{path} is under way in another process: wait for its end"
+    assert beside.path == path.with_name(f"{path.name}-2")
+    assert went_on.path == path
+    assert went_on.meta.weights_sha256 == beside.meta.weights_sha256
 
 
 @needs_lightly

@@ -2,14 +2,22 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, Signal, few_of_each, outcome
+from small_runs import (
+    CPU,
+    EAGER_TO_SAVE,
+    FOLDER,
+    SHORT,
+    TINY,
+    Signal,
+    few_of_each,
+    outcome,
+    trained_elsewhere,
+)
 
 from training import Recipe, Runtime, train
 from training.options import build_parser, make_job
@@ -281,28 +289,12 @@ def test_a_run_of_other_pixels_is_not_continued_by_auto(cut: Path, tmp_path: Pat
 
 
 def test_a_run_under_way_is_left_alone(cut: Path, tmp_path: Path) -> None:
-    program = f"""
-import sys
-from pathlib import Path
-from training.lock import Lock
-lock = Lock(Path({str(cut)!r}))
-lock.take()
-print("taken", flush=True)
-sys.stdin.read()
-"""
-    with subprocess.Popen(
-        (sys.executable, "-c", program), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-
+    with trained_elsewhere(cut):
         assert found(tmp_path) is None
         with pytest.raises(CheckpointError) as refusal:
             train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut)
         assert str(refusal.value) == f"{cut} is under way in another process: wait for its end"
 
-        other.kill()
-        other.wait()
     assert found(tmp_path) == cut
     train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut)
     assert not (cut / ".lock").exists()

@@ -68,13 +68,13 @@ def pretrain(
     run ends in an error or by a signal before there is one.
 
     `resume` is a run folder, or "auto" for the run of this model, method, settings, seed and data
-    set that was begun last and is incomplete; without one, a new run begins. It goes on after the
-    last complete epoch and takes the same steps as one that was never stopped. `on_note` is told
-    where it goes on.
+    set that was begun last among those that are incomplete and not under way elsewhere; without
+    one, a new run begins. It goes on after the last complete epoch and takes the same steps as one
+    that was never stopped. `on_note` is told where it goes on.
 
     Raises:
         ZooError: model, settings and data do not fit each other, or lightly is not installed.
-        CheckpointError: `resume` is no such run, is complete or damaged.
+        CheckpointError: `resume` is no such run, is complete, damaged or under way elsewhere.
         MachineError: the loss became infinite or NaN, or memory ran out.
         OSError: the folder cannot be written.
     """

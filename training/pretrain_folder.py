@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.folder import claim, now
+from training.lock import Lock, is_under_way
 from training.resume import begun, require_same_run, require_same_settings
 from training.state import (
     LAST,
@@ -57,13 +58,16 @@ class PretrainingFolder:
     trainer: "Pretrainer"
     meta: RunMeta
     lines: list[PretrainingMetrics]
+    lock: Lock
 
     @classmethod
     def create(cls, runs: Path, meta: RunMeta, trainer: "Pretrainer") -> "PretrainingFolder":
         """Claim a folder and store the start in it, so that it can be resumed from here on."""
         name = folder_name(meta.model, meta.seed)
-        folder = cls(claim(runs, f"pretrain-{meta.pretraining}-{name}"), trainer, meta, [])
+        path = claim(runs, f"pretrain-{meta.pretraining}-{name}")
+        folder = cls(path, trainer, meta, [], Lock(path))
         try:
+            folder.lock.take()
             folder.save()
         except BaseException:
             folder.close()
@@ -77,22 +81,29 @@ class PretrainingFolder:
         """Put the trainer behind the last complete epoch of the run that `given` describes.
 
         Raises:
-            CheckpointError: it is another run, complete, or damaged beyond its last two states.
+            CheckpointError: it is another run, complete, damaged beyond its last two states, or
+                under way in another process.
         """
         require_begun(path)
         run = Checkpoint.open(path)
         _require_same(run, given)
-        state = newest(path, lambda file: read_content(file, lambda found: found), note, mend=True)
+        lock = Lock(path)
+        lock.take()
         try:
+            state = newest(path, lambda at: read_content(at, lambda found: found), note, mend=True)
             lines = metrics_of(PretrainingMetrics, state)
             trainer.load_state(state["trainer"])
+        except ZooError:
+            lock.release()
+            raise
         except Exception as reason:  # whatever a state of another network makes torch raise
+            lock.release()
             raise CheckpointError(
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
         drop_parts(path)
         note(f"continuing {path} after {len(lines)} of its {run.meta.recipe['epochs']} epochs")
-        return cls(path, trainer, run.meta, lines)
+        return cls(path, trainer, run.meta, lines, lock)
 
     def keep(self, line: PretrainingMetrics) -> None:
         """Add a complete epoch and store it."""
@@ -122,7 +133,8 @@ class PretrainingFolder:
                 shutil.rmtree(states, ignore_errors=True)
 
     def close(self) -> None:
-        """A folder without a complete epoch goes."""
+        """Let others train it; a folder without a complete epoch goes."""
+        self.lock.release()
         if not self.lines:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -141,7 +153,7 @@ def require_begun(path: Path) -> None:
 
 
 def incomplete(runs: Path, given: RunMeta) -> Path | None:
-    """The folder that was begun last among the incomplete ones of this very pre-training."""
+    """Of this very pre-training the folder begun last, among the incomplete ones not under way."""
     found: list[Checkpoint] = []
     for path in all_runs(runs):
         try:
@@ -149,7 +161,8 @@ def incomplete(runs: Path, given: RunMeta) -> Path | None:
             _require_same(run, given)
         except ZooError:  # damaged, complete, or of another run
             continue
-        found.append(run)
+        if not is_under_way(path):
+            found.append(run)
     return max(found, key=begun).path if found else None
 
 

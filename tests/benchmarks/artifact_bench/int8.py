@@ -25,7 +25,8 @@ One trained network of each family with convolutions. Most were trained briefly,
 images. Where top-1 on validation images falls by more than {100 * KEEPS:.1f} points, layers stay
 in float, the most sensitive first; training held these images out, but for runs on all of them.
 Top-1 is of the whole test split, which chose nothing. p is McNemar's, exact and two-sided: large
-where the loss may be chance.
+where the loss may be chance. Weights have 7 bits, since with 8 an x86 CPU without VNNI clips sums;
+records of 8 bits are older, of a CPU that has it.
 """
 LEFT_COLUMNS = 2
 
@@ -39,6 +40,7 @@ class Int8:
     comparison: Comparison | None = None  # with eager, on the test split
     layers: int | None = None
     kept_float: tuple[str, ...] = ()
+    weight_bits: int = 8  # as in the records that do not say
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Int8":
@@ -49,6 +51,7 @@ class Int8:
             comparison=artifact.comparison,
             layers=facts["layers"],
             kept_float=tuple(facts["kept_float"]),
+            weight_bits=facts["weight_bits"],
         )
 
     @classmethod
@@ -137,7 +140,7 @@ def _section(costs: Sequence[Cost]) -> str:
     commits = dict.fromkeys(cost.commit or "no commit" for cost in costs)
     lines = [["Network", "Family", "Images", "Eager top-1 %"]]
     for name in targets:
-        lines[0] += [f"{name} top-1 %", "lost, points", "p", "layers in int8"]
+        lines[0] += [f"{name} top-1 %", "lost, points", "p", "layers in int8", "bits"]
     for cost in costs:
         by_target = {one.target: one for one in cost.targets}
         eager = next((one.comparison.eager_top1 for one in cost.targets if one.comparison), None)
@@ -158,9 +161,10 @@ def _section(costs: Sequence[Cost]) -> str:
 
 def _cells(one: Int8 | None) -> list[str]:
     if one is None or one.comparison is None or one.drop is None:
-        return [""] * 4
+        return [""] * 5
     compared, layers = one.comparison, f"{(one.layers or 0) - len(one.kept_float)} of {one.layers}"
-    return [percent(compared.top1), f"{100 * one.drop:.2f}", f"{compared.p_value:.2g}", layers]
+    lost, bits = f"{100 * one.drop:.2f}", str(one.weight_bits)
+    return [percent(compared.top1), lost, f"{compared.p_value:.2g}", layers, bits]
 
 
 def _beyond(costs: Sequence[Cost]) -> Iterator[str]:
