@@ -120,6 +120,7 @@ def _write_one(
             opset=args.opset,
             int8_method=args.int8_method,
             int8_images=args.int8_images,
+            int8_weight_bits=args.int8_weight_bits,
             int8_max_drop=args.int8_max_drop,
             trt_flavor=args.trt_flavor,
             trt_workspace_mib=args.trt_workspace,

@@ -95,6 +95,13 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="training images to find ranges from",
     )
+    int8.add_argument(
+        "--int8-weight-bits",
+        type=int,
+        choices=(7, 8),
+        default=7,
+        help="of files for CPUs; 8 only where they have VNNI: others clip sums and lose points",
+    )
     tensorrt = parser.add_argument_group("TensorRT")
     tensorrt.add_argument(
         "--trt-flavor", choices=("tensorrt", "rtx"), help="without it, what is installed"

@@ -24,7 +24,7 @@ class Preset:
 
     name: str
     activations: str  # a QuantType of ONNX Runtime
-    weight_bits: int  # 8, or 7: from -64 to 64
+    weight_bits: int  # 8, or 7, which is from -64 to 64
     is_symmetric: bool  # whether zero is zero in integers too
     operators: tuple[str, ...]  # whose inputs become integers, and outputs but for those of CUT
     options: Mapping[str, object]
