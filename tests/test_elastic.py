@@ -15,12 +15,15 @@ from few_images import picture_folder
 from small_runs import FOLDER, TINY, lines
 
 from training.elastic import Launch
+from training.processes import has_idle_parameters
 from training.state import read_state
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
 from zoo.errors import CheckpointError, ZooError
+from zoo.own import load_function
 
 TESTS = Path(__file__).parent
+SPARE = "tiny_network:spare"
 DEADLINE = 500.0  # seconds
 
 
@@ -34,6 +37,28 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *(sys.executable, "-m", "training.cli", "--model", TINY, "--dataset", pictures),
         *("--device", "cpu", "--recipe", "smoke", "--batch-size", "4", "--nproc", "2"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+def test_parameters_that_are_not_used_are_no_trouble(
+    accumulate: str, command: list[str], tmp_path: Path
+) -> None:
+    spare = [SPARE if word == TINY else word for word in command]
+    options = ("--epochs", "1", "--batch-size", "8", "--accumulate", accumulate)
+
+    code, _, err = end(begin(spare, "--runs", str(tmp_path), *options))
+
+    assert code == 0, err
+    assert not any("find_unused" in line for line in err)
+
+
+@pytest.mark.parametrize("name", [TINY, SPARE])
+def test_idle_parameters(name: str) -> None:
+    network = load_function(name)(num_classes=5)
+
+    assert has_idle_parameters(network, 32) == (name == SPARE)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def begin(command: list[str], *more: str) -> "subprocess.Popen[str]":

@@ -1,5 +1,6 @@
 """A network of somebody's own: a step of it takes a millisecond, and it draws random numbers."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +30,10 @@ class Headed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stem(images).mean(dim=(2, 3)))
+
+
+def spare(num_classes: int) -> nn.Module:
+    """One with parameters that it does not use."""
+    network = tiny(num_classes)
+    network.register_parameter("spare", nn.Parameter(torch.ones(3)))
+    return network

@@ -1,5 +1,6 @@
 """The processes of a run: how they find each other, agree and end."""
 
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     broadcast_object_list,
 )
+from torch import nn
 
 from training.elastic import PeerLost
 from training.recipe import Runtime
@@ -120,6 +122,28 @@ def summed(accelerator: Accelerator, values: list[float]) -> list[float]:
     # float32: not every device adds float64
     flags = torch.tensor(values, device=accelerator.device)
     return [float(v) for v in accelerator.reduce(flags, "sum").tolist()]
+
+
+def prepare(network: nn.Module, accelerator: Accelerator, *, image_size: int) -> nn.Module:
+    """The network, which averages its gradients over the processes where there are several.
+
+    A static graph may have parameters that it does not use. Without one, DDP has to be told.
+    """
+    options = accelerator.ddp_handler
+    if accelerator.num_processes > 1 and not options.static_graph:
+        options.find_unused_parameters = has_idle_parameters(network, image_size)
+    prepared: nn.Module = accelerator.prepare_model(network)
+    return prepared
+
+
+def has_idle_parameters(network: nn.Module, image_size: int) -> bool:
+    """Whether there are some that learn, but are not used: a copy is tried on two images."""
+    twin = copy.deepcopy(network).train()
+    learning = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    device = learning[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        twin(torch.zeros(2, 3, image_size, image_size, device=device)).sum().backward()
+    return any(parameter.grad is None for parameter in learning)
 
 
 def _ddp(runtime: Runtime) -> DistributedDataParallelKwargs:

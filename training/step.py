@@ -19,6 +19,7 @@ from training.optim import Average, make_optimizer
 from training.philox import Numbers, make_key
 from training.pipeline import Source
 from training.precision import autocast
+from training.processes import prepare
 from training.recipe import Recipe, Runtime
 from training.schedule import learning_rate
 from zoo.errors import MachineError, first_line
@@ -58,7 +59,9 @@ class Step:
         self.frozen = Frozen(network) if recipe.freeze_backbone else None
         self.rate = torch.tensor(recipe.peak_lr, device=self.device)
         self.optimizer = make_optimizer(network, recipe, self.rate)
-        self.network = accelerator.prepare_model(network)
+        self.network = prepare(
+            network, accelerator, image_size=augmentation.preprocessing.image_size
+        )
         self.average = Average(network, recipe.ema_decay) if recipe.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.schedule = learning_rate(recipe, steps)
