@@ -23,6 +23,7 @@ from export.typed import typed_fp16
 from zoo import machine
 from zoo.errors import ZooError
 from zoo.machine import Gpu
+from zoo.onnx_graph import precision_of
 from zoo.session import InferenceSession
 
 if TYPE_CHECKING:
@@ -119,7 +120,15 @@ class TensorRtTarget:
         return "an engine runs on an NVIDIA GPU only; --prove it there with --device cuda"
 
     def proxy(self, path: Path) -> InferenceSession:
-        """Run the typed graph that the engine was built from on the CPU."""
+        """Run the typed graph that the engine was built from on the CPU.
+
+        int8 is simulated: a CPU without VNNI clips the sums of weights that have 8 bits.
+        """
+        graph = self.graph(path)
+        if precision_of(graph) == "int8":
+            from export.simulate import SimulatedSession
+
+            return SimulatedSession(graph)
         return OnnxSession(path.with_suffix(".onnx"))
 
     def graph(self, path: Path) -> "onnx.ModelProto":
