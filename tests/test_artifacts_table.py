@@ -171,6 +171,20 @@ def test_the_page_has_an_empty_cell_for_what_was_not_measured() -> None:
     ]
 
 
+def test_int8_with_all_bits_of_weights_is_told_apart() -> None:
+    older = entry("onnx", "int8", 0.6, timing(1, 10.0))
+    newer = replace(older, backend="openvino", weight_bits=7)
+
+    text = page([sheet("resnet_20", entry("eager", "fp32", 0.6, timing(1, 20.0)), older, newer)])
+
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    assert {row[3]: row[4] for row in rows if row[1:2] == ["resnet_20"]} == {
+        "eager": "fp32",
+        "onnx": "int8, 8-bit weights",
+        "openvino": "int8",
+    }
+
+
 def test_two_machines_or_data_sets_are_never_in_one_table() -> None:
     here = resnet_20()
     elsewhere = replace(here, environment={**here.environment, "cpu": "another"})

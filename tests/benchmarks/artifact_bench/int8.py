@@ -13,7 +13,7 @@ from zoo.environment import Environment
 from zoo.models import MODELS
 
 from .page import KEEPS
-from .sheet import Entry, by_machine, read_stored
+from .sheet import ALL_BITS, Entry, by_machine, read_stored
 
 INTRO = f"""\
 # What int8 costs in accuracy
@@ -40,7 +40,7 @@ class Int8:
     comparison: Comparison | None = None  # with eager, on the test split
     layers: int | None = None
     kept_float: tuple[str, ...] = ()
-    weight_bits: int = 8  # as in the records that do not say
+    weight_bits: int = ALL_BITS
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Int8":

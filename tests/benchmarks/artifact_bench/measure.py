@@ -19,7 +19,7 @@ from zoo.errors import ZooError
 
 from .eager_nchw import BACKEND, OPENER
 from .networks import Network
-from .sheet import Entry, Sheet, Timing
+from .sheet import ALL_BITS, Entry, Sheet, Timing
 
 # Targets and the precisions that they compute in on a CPU.
 WRITTEN = (
@@ -130,7 +130,14 @@ def _entry(record: Measurement, artifacts: Sequence[Artifact], *, is_trained: bo
         agreement=parity and parity.top1_agreement,
         agreement_images=parity and parity.images,
         max_abs_error=parity and parity.max_abs_error,
+        weight_bits=_weight_bits(artifact),
     )
+
+
+def _weight_bits(artifact: Artifact | None) -> int:
+    if artifact is None or "int8" not in artifact.facts:
+        return ALL_BITS
+    return int(artifact.facts["int8"]["weight_bits"])
 
 
 def _timing(record: Measurement, threads: int) -> Timing:

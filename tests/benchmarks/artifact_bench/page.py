@@ -8,7 +8,7 @@ from profiling.tables import markdown_table, mebibytes, number, percent, place
 from zoo.environment import Environment
 
 from .eager_nchw import BACKEND as EAGER_NCHW
-from .sheet import Entry, Sheet, by_machine
+from .sheet import ALL_BITS, Entry, Sheet, by_machine
 
 EAGER, COMPILE = "eager", "compile"
 BASELINES = (EAGER_NCHW, EAGER)
@@ -33,8 +33,8 @@ rounds of the ratio to the faster of eager NCHW and eager channels-last at that 
 Top-1 is that of this very file on the whole test split, of trained networks alone: an untrained one
 has none, and its cell is empty. The share of images whose class is eager's, and the largest error
 of a logit, are of 1,000 test images that no artifact was made with. An artifact keeps its accuracy
-where it loses less than {100 * KEEPS:.1f} points of eager's. int8 files of commit a20b769
-have weights of 8 bits; those that are written now have 7, whose sums no CPU clips.
+where it loses less than {100 * KEEPS:.1f} points of eager's. Weights of int8 have 7
+bits, whose sums no CPU clips, or are said to have 8.
 """
 
 
@@ -163,7 +163,7 @@ def _table(sheets: Sequence[Sheet], threads: int) -> str:
 def _fact_cells(sheet: Sheet, entry: Entry) -> list[str]:
     error = entry.max_abs_error
     return [
-        *(sheet.model, sheet.run or "untrained", entry.backend, entry.precision),
+        *(sheet.model, sheet.run or "untrained", entry.backend, _precision(entry)),
         *(percent(entry.top1), percent(entry.agreement, 1)),
         *("" if error is None else f"{error:.1e}", mebibytes(entry.file_bytes)),
     ]
@@ -213,6 +213,12 @@ def _each(sheets: Sequence[Sheet], of: Callable[..., int]) -> list[int]:
 
 def _label(entry: Entry) -> str:
     return LABELS.get(entry.backend, f"{entry.backend} {entry.precision}")
+
+
+def _precision(entry: Entry) -> str:
+    if entry.precision == INT8 and entry.weight_bits == ALL_BITS:
+        return f"{INT8}, {ALL_BITS}-bit weights"
+    return entry.precision
 
 
 def _times(ratio: Ratio) -> str:

@@ -25,6 +25,8 @@ class OfData(Protocol):
         ...
 
 
+ALL_BITS = 8  # of weights in int8; records that do not say are from before there were fewer
+
 R = TypeVar("R", bound=OfData)
 
 
@@ -72,6 +74,7 @@ class Entry:
     agreement_images: int | None = None
     max_abs_error: float | None = None  # of a logit
     timings: tuple[Timing, ...] = ()
+    weight_bits: int = ALL_BITS  # of int8
 
     def timing(self, batch: int, threads: int) -> Timing | None:
         """What was measured there, if it went well."""
