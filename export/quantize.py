@@ -30,11 +30,10 @@ class Preset:
     options: Mapping[str, object]
 
 
-# Weights of 7 bits: an x86 CPU without VNNI adds the products of two neighbours in 16 bits, which
-# clip what two full activations make of larger ones (2 * 255 * 64 < 2**15), so that a file would
-# lose some points of accuracy there that it keeps where it was proven.
 # Unsigned activations with an offset and all that lies between two convolutions in integers too:
-# a network that goes back to float for every addition is no faster than in fp32.
+# a network that goes back to float for every addition is no faster than in fp32. Weights of 7 bits:
+# an x86 CPU without VNNI adds two neighbouring products in 16 bits, where two full activations clip
+# with larger weights (2 * 255 * 64 < 2**15). Such a file would lose points that its proof kept.
 CPU = Preset(
     name="cpu",
     activations="QUInt8",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from export.onnx_file import load_onnx
 from export.onnx_session import OnnxSession
+from export.simulate import SimulatedSession
 from export.target import FLOATS, INT8, ExportOptions, Tolerance
 from export.tensorrt_api import AMPERE, Flavor, check_gpu, load_flavor
 from export.tensorrt_build import build_engine, check_options
@@ -89,7 +90,6 @@ class TensorRtTarget:
         facts: dict[str, Any] = {}
         if precision == "int8":
             from export.quantize import TENSORRT, quantise
-            from export.simulate import SimulatedSession
 
             assert options.calibration is not None
             graph, facts["int8"] = quantise(
@@ -126,8 +126,6 @@ class TensorRtTarget:
         """
         graph = self.graph(path)
         if precision_of(graph) == "int8":
-            from export.simulate import SimulatedSession
-
             return SimulatedSession(graph)
         return OnnxSession(path.with_suffix(".onnx"))
 

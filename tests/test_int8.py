@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -11,8 +12,9 @@ import torch
 from onnx import TensorProto
 from small_network import SIZE, images, small_network
 
+import export.to_onnx
+import export.to_openvino
 from export.calibrate import Calibration, check_method, chosen, divided
-from export.onnx_session import OnnxSession
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
@@ -39,7 +41,7 @@ from zoo.errors import MachineError, ZooError
 from zoo.evaluate import predict
 from zoo.onnx_graph import precision_of
 from zoo.preprocess import Preprocessing
-from zoo.session import EagerSession, InferenceSession
+from zoo.session import EagerSession
 
 
 @pytest.fixture(scope="module")
@@ -254,10 +256,8 @@ def test_sixteen_bits_hold_what_a_cpu_adds_up_in_them(
     assert (facts["weight_bits"], all_bits["weight_bits"]) == (7, 8)
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-def test_full_activations_and_weights_add_up_on_every_cpu(
-    runtime: str, calibration: Calibration, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("target", [export.to_onnx, export.to_openvino], ids=["onnx", "openvino"])
+def test_full_activations_and_weights_add_up_on_every_cpu(target: ModuleType) -> None:
     """On one without VNNI this fails with weights of 8 bits."""
     white = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Flatten())
     torch.nn.init.constant_(white[0].weight, 0.5)
@@ -267,18 +267,9 @@ def test_full_activations_and_weights_add_up_on_every_cpu(
     ranges = value_ranges(seen, CPU.operators, lambda: [white_images.numpy()], method="minmax")
     proto = with_quantisers(seen, CPU, ranges, [])
 
-    found = opened_by(runtime, proto, tmp_path).run(white_images)
+    found = target._opened(proto).run(white_images)
 
     torch.testing.assert_close(found, SimulatedSession(proto).run(white_images))
-
-
-def opened_by(runtime: str, proto: onnx.ModelProto, folder: Path) -> InferenceSession:
-    if runtime == "openvino":
-        network = read_graph(proto.SerializeToString(), fold=False)
-        save_network(network, folder / "white.xml", precision="int8", metadata={})
-        return OpenVinoSession(folder / "white.xml")
-    onnx.save(proto, folder / "white.onnx")
-    return OnnxSession(folder / "white.onnx")
 
 
 def test_tensorrt_gets_no_offsets_and_float_biases(
