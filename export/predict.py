@@ -80,7 +80,7 @@ def table(prediction: Prediction) -> str:
 def _read(path: Path) -> Pixels | str:
     """The pixels, or what is wrong with the file."""
     if not path.is_file():
-        return f"there is no image file {path}"
+        return f"there is no image file {path}: name files such as photo.jpg"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of notes beside the pixels, and of large images

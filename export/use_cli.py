@@ -75,7 +75,7 @@ def _predict(args: argparse.Namespace) -> int:
             print(table(prediction), flush=True)
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
-    return int(any(one.error is not None for one in found))
+    return ZooError.exit_code if any(one.error is not None for one in found) else 0
 
 
 def _opened(

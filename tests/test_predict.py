@@ -157,7 +157,7 @@ def test_what_is_no_image_is_one_line_and_stops_no_other(
     code = main_predict([*map(str, paths), "--artifact", str(exported.path)])
 
     out, err = capsys.readouterr()
-    assert code == 1
+    assert code == 2
     assert out.startswith(f"{images[1]}\n")
     assert len(out.splitlines()) == 6
     start = "zoo-predict: "
@@ -165,15 +165,16 @@ def test_what_is_no_image_is_one_line_and_stops_no_other(
         f"{start}{text} cannot be read as an image (cannot identify image file '{text}'): "
         "mend or remove it",
         f"{start}{cut} cannot be read as an image (image file is truncated): mend or remove it",
-        f"{start}there is no image file {gone}",
-        f"{start}there is no image file {tmp_path}",
+        f"{start}there is no image file {gone}: name files such as photo.jpg",
+        f"{start}there is no image file {tmp_path}: name files such as photo.jpg",
         f"{start}{page} cannot be read as an image (cannot identify image file '{page}'): "
         "mend or remove it",
     ]
 
-    assert main_predict([str(gone), "--artifact", str(exported.path), "--json"]) == 1
+    assert main_predict([str(gone), "--artifact", str(exported.path), "--json"]) == 2
     (prediction,) = json.loads(capsys.readouterr().out)
-    assert (prediction["guesses"], prediction["error"]) == ([], f"there is no image file {gone}")
+    assert prediction["guesses"] == []
+    assert prediction["error"] == f"there is no image file {gone}: name files such as photo.jpg"
 
 
 def test_a_changed_file_is_refused_and_trusted(
