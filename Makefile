@@ -120,7 +120,7 @@ bench-compare: setup # a quarter of an hour; fails where a hot path is slower, n
 bench-train: setup # half an hour alone on a machine with 2 cores, some minutes on one with a GPU
 	env -u OMP_NUM_THREADS "$(VENV)/bin/python" tests/benchmarks/bench_train.py $(BENCH_TRAIN)
 
-scaling: setup # some minutes alone on the machine
+scaling: setup # a third of an hour alone on the machine
 	"$(VENV)/bin/python" tests/benchmarks/scaling.py
 
 memory-format: setup # an hour of one core; what has a record already is left

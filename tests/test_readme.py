@@ -19,6 +19,7 @@ import training.cli
 import training.pretrain_cli
 import training.sweep_cli
 import zoo.cli
+from benchmarks import scaling
 from profiling import Measurement, read_records
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
@@ -134,6 +135,17 @@ def test_the_speed_of_training_is_as_told() -> None:
         f"{plain['torchvision-eager'][1]} and {plain['timm-eager'][1]} times the two, "
         f"{plain['torchvision-compile'][1]} and {plain['timm-compile'][1]} times where they compile"
     ) in told
+
+
+def test_the_efficiency_of_two_processes_is_as_told() -> None:
+    page = (RESULTS / "training" / scaling.PAGE).read_text()
+    record = json.loads((RESULTS / "training" / scaling.RECORD).read_text())
+
+    (efficiency,) = re.findall(r"measured: two together, T\(2\).*\| +(\d+%) \|", page)
+
+    assert page == scaling.page(record)
+    told = " ".join(README.split())
+    assert f"a step of `vit_tiny` kept {efficiency} of its efficiency" in told
 
 
 def test_the_committed_report_is_that_of_the_records(
