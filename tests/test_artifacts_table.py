@@ -146,7 +146,10 @@ def test_the_page_has_an_empty_cell_for_what_was_not_measured() -> None:
         Entry(backend="openvino", precision="bf16", reason="this CPU has no units for it"),
         entry(
             *("aoti", "fp32", None),
-            replace(timing(1), status=FAILED, reason="no compiler"),
+            *(
+                replace(timing(1, threads=threads), status=FAILED, reason="no compiler")
+                for threads in (1, 2)
+            ),
         ),
     )
 
@@ -167,7 +170,7 @@ def test_the_page_has_an_empty_cell_for_what_was_not_measured() -> None:
     ]
     assert lines[-2:] == [
         "- convnext_tiny, openvino bf16: this CPU has no units for it",
-        "- convnext_tiny, aoti fp32, batch 1, 1 thread: no compiler",
+        "- convnext_tiny, aoti fp32, batch 1 on 1 thread, batch 1 on 2 threads: no compiler",
     ]
 
 
@@ -280,10 +283,11 @@ def test_a_run_of_other_images_is_refused(tmp_path: Path) -> None:
 def test_artifacts_and_torch_are_measured_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("profiling.runs._compiler_fault", lambda device: "no compiler")
     data = few_images(load_dataset(MINI), train=200)
     sample_run(tmp_path / "runs" / "resnet_20-s0", data)
     network = networks.prepare("resnet_20", tmp_path / "runs", data, tmp_path / "work")
+    fault = f"no compiler for {network.run.path}/weights.safetensors"
+    monkeypatch.setattr("profiling.runs._compiler_fault", lambda device: fault)
 
     measured = measure.measure(
         network,
@@ -304,7 +308,8 @@ def test_artifacts_and_torch_are_measured_side_by_side(
     assert onnx.top1 == eager.top1
     assert onnx.accuracy_images == eager.accuracy_images == 64
     assert all(onnx.timing(batch, 1) for batch in (1, 2))
-    assert [timing.reason for timing in found["compile", "fp32"].timings] == ["no compiler"] * 2
+    reasons = [timing.reason for timing in found["compile", "fp32"].timings]
+    assert reasons == ["no compiler for weights.safetensors"] * 2
     assert found["onnx", "bf16"].reason == "--to onnx does not write bf16: use fp32, fp16, int8"
 
 

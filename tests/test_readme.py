@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from benchmarks import scaling
 
 import export.cli
 import export.use_cli
@@ -19,7 +20,6 @@ import training.cli
 import training.pretrain_cli
 import training.sweep_cli
 import zoo.cli
-from benchmarks import scaling
 from profiling import Measurement, read_records
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset

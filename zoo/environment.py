@@ -20,6 +20,7 @@ ISA_FLAGS = (
 )
 
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+RESULTS = "bench_results"  # in a checkout
 MAX_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")  # kHz
 
 
@@ -116,26 +117,23 @@ def capture(device: str = "cpu") -> Environment:
 def git_commit() -> str | None:
     """Commit of the checkout that this code runs from, with "-dirty" where files differ from it.
 
-    None for an installed package.
+    What lies in `bench_results` is no code: measuring changes it. None for an installed package.
     """
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(root), *arguments)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return answer.stdout.strip()
+
     try:
-        describe = (
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--exclude=*",
-            "--abbrev=40",
-        )
-        answer = subprocess.run(describe, capture_output=True, text=True, timeout=30, check=True)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "-uno", "--", ".", f":(exclude){RESULTS}")
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return f"{commit}-dirty" if changed else commit
 
 
 def has_bf16_units(flags: tuple[str, ...]) -> bool:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from export import check_written, load_target
 from export.artifact import Artifact
@@ -57,7 +58,8 @@ def measure(
         environment = environment or records[0].environment
         for record in records:
             label = (record.backend, record.precision)
-            timings.setdefault(label, []).append(_timing(record, count))
+            timing = _timing(record, count, folder=network.run.path)
+            timings.setdefault(label, []).append(timing)
             if label not in entries:
                 entries[label] = _entry(record, artifacts, is_trained=network.trained is not None)
     assert environment is not None  # at least one number of threads
@@ -95,7 +97,7 @@ def write(
                 write_artifact(reference, target, precision=precision, options=options)
             )
         except ZooError as error:
-            reason = str(error).replace(f"{network.run.path}/", "")
+            reason = _within(network.run.path, str(error))
             failed.append(Entry(backend=name, precision=precision, reason=reason))
     return artifacts, failed
 
@@ -140,7 +142,7 @@ def _weight_bits(artifact: Artifact | None) -> int:
     return int(artifact.facts["int8"]["weight_bits"])
 
 
-def _timing(record: Measurement, threads: int) -> Timing:
+def _timing(record: Measurement, threads: int, *, folder: Path) -> Timing:
     cpu_ms, wall_ms = (
         tuple(round(statistics.median(taken), 5) for taken in by_round(ms, record.round_calls))
         for ms in (record.samples_cpu_ms, record.samples_ms)
@@ -149,8 +151,13 @@ def _timing(record: Measurement, threads: int) -> Timing:
         threads=threads,
         batch=record.batch,
         status=record.status,
-        reason=record.reason,
+        reason=record.reason and _within(folder, record.reason),
         calls=record.round_calls,
         cpu_ms=cpu_ms,
         wall_ms=wall_ms,
     )
+
+
+def _within(folder: Path, text: str) -> str:
+    """Without the name of a folder that is gone when the record is read."""
+    return text.replace(f"{folder}/", "")

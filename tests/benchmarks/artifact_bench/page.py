@@ -186,10 +186,13 @@ def _lacking(sheets: Sequence[Sheet]) -> Iterator[str]:
             name = f"{sheet.model}, {_label(entry)}"
             if entry.reason is not None:
                 yield f"{name}: {entry.reason}"
+            cases: dict[str | None, list[str]] = {}
             for timing in entry.timings:
                 if timing.status != OK:
                     few = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
-                    yield f"{name}, batch {timing.batch}, {few}: {timing.reason}"
+                    cases.setdefault(timing.reason, []).append(f"batch {timing.batch} on {few}")
+            for reason, those in cases.items():
+                yield f"{name}, {', '.join(those)}: {reason}"
 
 
 def _heading(sheets: Sequence[Sheet]) -> str:
