@@ -26,8 +26,8 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 CI_EXTRA = slow and not gpu and not network
 # The exports of every network and the sweeps take longer than that on 2 cores: make test-all.
 CI_EXTRA_TESTS = $(addprefix tests/test_,bench_cli.py bench_untrained.py cost.py costs.py counts.py \
-	elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py mission.py neighbours.py \
-	pretrained.py readme.py short_training.py tensorrt.py)
+	elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py memory.py mission.py \
+	neighbours.py pretrained.py readme.py short_training.py tensorrt.py)
 
 # The main job of `make demo`.
 DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10

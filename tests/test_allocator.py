@@ -74,8 +74,29 @@ def test_what_the_user_has_set_stays(name: str) -> None:
     assert faults("keep", **{name: value[name]})[0] is False
 
 
-def test_a_heap_that_may_not_grow_gives_back() -> None:
+def test_limited_address_space_is_not_kept() -> None:
     assert faults("keep", "limited")[0] is False
+
+
+@needs_glibc
+def test_limited_address_space_is_given_back() -> None:
+    script = """
+import resource
+from pathlib import Path
+from zoo.allocator import keep_memory
+resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+keep_memory()
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[0])
+large = bytes(8 * 2**20)
+del large  # blocks up to its size are put into the heap from now on, where nobody prevents it
+blocks = [b"x" * 2**20 for _ in range(200)]
+taken = pages()
+del blocks[:-1]  # the last holds the end of a heap
+print((taken - pages()) * resource.getpagesize() // 2**20)
+"""
+
+    assert int(printed(script)) >= 190  # MiB
 
 
 @needs_glibc
