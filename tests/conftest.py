@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -65,11 +64,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     path = os.environ.get("ZOO_TEST_REPORT")
     if not path:
         return
-    from zoo.environment import capture
+    from zoo.environment import capture, git_commit
 
     kinds = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
     outcome = {
-        "commit": commit(),
+        "commit": git_commit(ROOT),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "exit_status": int(exitstatus),
         "counts": {kind: len(terminalreporter.stats.get(kind, ())) for kind in kinds},
@@ -78,19 +77,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     }
     Path(path).write_text(json.dumps(outcome, indent=1) + "\n")
     terminalreporter.write_line(f"wrote {path}")
-
-
-def commit() -> str | None:
-    """Commit of the checkout that the tests lie in; "-dirty" where files differ from it."""
-    describe = (
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-        "--abbrev=40",
-    )
-    answer = subprocess.run(describe, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

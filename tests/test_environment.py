@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import zoo.environment
 from zoo.environment import (
     Environment,
     capture,
@@ -115,25 +114,22 @@ def test_no_limits(groups: Path, quota: str, memory: str) -> None:
     assert container_limits(groups) == {"quota_cores": None, "memory_limit_gib": None}
 
 
-def test_results_make_no_commit_dirty_but_code_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, result = tmp_path / "zoo" / "environment.py", tmp_path / "bench_results" / "README.md"
+def test_results_make_no_commit_dirty_but_code_does(tmp_path: Path) -> None:
+    code, result = tmp_path / "zoo" / "code.py", tmp_path / "bench_results" / "README.md"
     for file in (code, result):
         file.parent.mkdir()
         file.write_text("as committed")
-    monkeypatch.setattr(zoo.environment, "__file__", str(code))
-    assert git_commit() is None
+    assert git_commit(tmp_path) is None
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
-    clean = git_commit()
+    clean = git_commit(tmp_path)
 
     result.write_text("measured again")
-    measured = git_commit()
+    measured = git_commit(tmp_path)
     code.write_text("changed")
 
     assert clean is not None
     assert len(clean) == 40
     assert measured == clean
-    assert git_commit() == f"{clean}-dirty"
+    assert git_commit(tmp_path) == f"{clean}-dirty"

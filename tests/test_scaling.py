@@ -7,7 +7,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks.scaling import Link
 
-from zoo.environment import capture
+from zoo.environment import capture, git_commit
 
 
 def test_an_all_reduce_goes_round_the_ring_twice() -> None:
@@ -70,6 +70,7 @@ def test_it_measures_real_processes(tmp_path: Path) -> None:
         "exchange": len(scaling.EXCHANGED),
     }
     assert record["gradient_bytes"] == 4 * 278_324
+    assert record["commit"] == git_commit()
     assert (tmp_path / scaling.PAGE).read_text() == scaling.page(record)
 
 

@@ -114,12 +114,12 @@ def capture(device: str = "cpu") -> Environment:
     )
 
 
-def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with "-dirty" where files differ from it.
+def git_commit(root: Path = Path(__file__).parents[1]) -> str | None:
+    """Commit of a checkout, that of this code by default; "-dirty" where files differ from it.
 
-    What lies in `bench_results` is no code: measuring changes it. None for an installed package.
+    What lies in `bench_results` is no code: measuring changes it. None where there is no checkout,
+    as for an installed package.
     """
-    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
 

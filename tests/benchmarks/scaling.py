@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from zoo import command
-from zoo.environment import capture
+from zoo.environment import capture, git_commit
 from zoo.errors import MachineError
 from zoo.files import write_atomic, write_json
 
@@ -124,6 +124,7 @@ def measure(args: argparse.Namespace) -> int:
         "task": asdict(task),
         "gradient_bytes": size,
         "environment": capture().to_json(),
+        "commit": git_commit(),
         "threads": 1,
         "samples_s": samples,  # of each round: of each process, or by bytes
     }
