@@ -25,9 +25,9 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 # What of the full matrix .ci/run adds to `make test`; the whole of .ci/run has 60 minutes.
 CI_EXTRA = slow and not gpu and not network
 # The exports of every network and the sweeps take longer than that on 2 cores: make test-all.
-CI_EXTRA_TESTS = $(addprefix tests/test_,bench_cli.py bench_untrained.py cost.py costs.py counts.py \
-	elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py memory.py mission.py \
-	neighbours.py pretrained.py readme.py short_training.py tensorrt.py)
+CI_EXTRA_TESTS = $(addprefix tests/test_,artifacts_table.py bench_cli.py bench_untrained.py cost.py \
+	costs.py counts.py elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py memory.py \
+	mission.py neighbours.py pretrained.py readme.py scaling.py short_training.py tensorrt.py)
 
 # The main job of `make demo`.
 DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10
