@@ -233,7 +233,37 @@ def read_graph(onnx_file: bytes, *, fold: bool = True) -> "openvino.Model":
         passes = Manager()
         passes.register_pass(ConstantFolding())  # else each bias keeps how ONNX lines it up
         passes.run_passes(network)
+    _split_attention(network)
     return network
+
+
+def _split_attention(network: "openvino.Model") -> None:
+    """Multiply the matrices of attention with as many tokens as heads in three dimensions.
+
+    For a fixed number of images OpenVINO's CPU plugin fuses attention with the transpositions
+    around it, and takes heads and tokens for one another where there are as many: wrong logits
+    (2026.4). In three dimensions nothing can be confused, whoever runs the file.
+    """
+    from openvino import opset13 as ops
+
+    for node in network.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        sides = node.input_values()
+        left, right, product = map(_lengths, (*sides, node.output(0)))
+        if len(product) != 4 or not left[:2] == right[:2] == product[:2]:
+            continue
+        batch, heads, tokens, _ = product
+        if batch == -1 and heads == tokens:
+            flat = [ops.reshape(side, [-1, *_lengths(side)[2:]], False) for side in sides]
+            found = ops.reshape(ops.matmul(*flat, **node.get_attributes()), product, False)
+            node.output(0).replace(found.output(0))
+    network.validate_nodes_and_infer_types()
+
+
+def _lengths(values: "openvino.Output") -> list[int]:
+    """Of their axes, -1 where any is allowed."""
+    return [axis.get_length() if axis.is_static else -1 for axis in values.get_partial_shape()]
 
 
 def save_network(

@@ -15,6 +15,7 @@ from export_helpers import file_size_limit, run_of
 from few_images import few_images
 from sample_run import sample_run
 from small_network import expected, images, small_network
+from torch import nn
 
 from export import export_model, load_target
 from export.artifact import Artifact
@@ -24,6 +25,7 @@ from export.to_openvino import OpenVinoSession
 from zoo.data import load_dataset
 from zoo.environment import cpu_flags, has_bf16_units
 from zoo.errors import ArtifactError, MachineError, MissingPackageError
+from zoo.models.coatnet import plain_transformer_stage
 from zoo.session import torch_threads
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +37,9 @@ BF16 = pytest.param(
 )
 
 
-def write(path: Path, precision: str = "fp32") -> Path:
+def write(path: Path, precision: str = "fp32", network: nn.Module | None = None) -> Path:
     TARGET.export(
-        small_network(),
+        network or small_network(),
         images(2),
         path,
         precision=precision,
@@ -335,6 +337,21 @@ def test_network_of_a_fixed_shape_for_the_first_numbers(written: dict[str, Path]
         session.run(images(count))
 
     assert set(session._requests) == {1, 2, 3, 4, None}
+
+
+def test_attention_with_as_many_heads_as_tokens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stage = plain_transformer_stage(nn.Conv2d(3, 32, 8, stride=8), 32, [0.0], heads=4)
+    network = nn.Sequential(stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
+    for values in network.parameters():
+        nn.init.normal_(values, std=0.3)
+
+    path = write(tmp_path / "four.xml", network=network)
+
+    session = OpenVinoSession(path)
+    for count in (1, 2, 6):
+        found = session.run(images(count))
+        torch.testing.assert_close(found, expected(network, images(count)), atol=1e-4, rtol=0)
 
 
 def test_clock_of_openvino(written: dict[str, Path]) -> None:
