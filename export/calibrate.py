@@ -12,6 +12,7 @@ from export.ranges import METHODS
 from export.raw import Bytes
 from zoo.data import Dataset, Split, validation_split
 from zoo.errors import ZooError, nearest
+from zoo.evaluate import guesses
 from zoo.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -80,4 +81,4 @@ def as_fed(
 
 def right(logits: Tensor, labels: np.ndarray) -> Tensor:
     """Which first guesses are the class: (N, K), (N,) -> (N,) bool."""
-    return logits.argmax(1) == torch.from_numpy(labels.copy())
+    return guesses(logits) == torch.from_numpy(labels.copy())

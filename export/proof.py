@@ -16,7 +16,7 @@ from export.target import ExportOptions, Tolerance
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, Split
 from zoo.errors import MachineError, ZooError
-from zoo.evaluate import Accuracy, accuracy, predict
+from zoo.evaluate import Accuracy, accuracy, guesses, predict
 from zoo.session import EagerSession, InferenceSession
 
 
@@ -88,7 +88,7 @@ class Reference:
     @cached_property
     def guesses(self) -> Tensor:
         """The first guess for every test image, (N,)."""
-        return predict(self.session, self.data.test.images, self.preprocessing).argmax(1)
+        return guesses(predict(self.session, self.data.test.images, self.preprocessing))
 
     def calibration(self, options: ExportOptions) -> Calibration:
         """Training images for int8; the validation images are those that training held out.
@@ -162,7 +162,7 @@ def prove(session: InferenceSession, reference: Reference, tolerance: Tolerance)
         truth = torch.from_numpy(test.fine.copy())
         comparison = compare_answers(
             reference.guesses,
-            logits.argmax(1),
+            guesses(logits),
             truth,
             tolerance.max_drop,
             is_lossy=tolerance.is_lossy,

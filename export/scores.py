@@ -8,7 +8,7 @@ import numpy as np
 
 from zoo.data import Dataset
 from zoo.errors import MachineError
-from zoo.evaluate import accuracy, predict
+from zoo.evaluate import accuracy, guesses, predict
 from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
@@ -80,7 +80,7 @@ def evaluate_scores(
     if not logits.isfinite().all():
         raise MachineError(f"{subject} gives NaN or infinite logits: it has no accuracy")
     total = accuracy(logits, data.test.fine)
-    truth, guess = data.test.fine, logits.argmax(1).numpy()
+    truth, guess = data.test.fine, guesses(logits).numpy()
     parents = None if data.coarse_of_fine is None else np.array(data.coarse_of_fine)
     related = None if parents is None else parents[guess] == parents[truth]
     return Evaluation(

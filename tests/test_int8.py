@@ -25,6 +25,7 @@ from export.ranges import (
     percentile_bins,
     value_ranges,
 )
+from export.raw import RawModel
 from export.sensitivity import Layer, find_layers, kept_in_float, sensitivities
 from export.simulate import SimulatedSession
 from export.target import ExportOptions
@@ -233,6 +234,34 @@ def test_every_layer_is_quantised(
     assert (facts["preset"], facts["method"]) == (preset.name, "minmax")
     assert facts["calibration_images"] == 100
     assert facts["validation_drop"] == 1 - facts["validation_top1"] < 0.2
+
+
+@pytest.mark.parametrize("preset", [CPU, TENSORRT])
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_answers_are_not_rounded(
+    preset: Preset,
+    is_raw: bool,
+    graph: onnx.ModelProto,
+    calibration: Calibration,
+    model: torch.nn.Module,
+) -> None:
+    if is_raw:
+        raw = RawModel(model, calibration.preprocessing)
+        pixels = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+        graph = onnx.shape_inference.infer_shapes(
+            onnx_graph(raw, pixels, metadata={"cifar_zoo_version": "0"})
+        )
+
+    ranges = found_ranges(graph, calibration)
+    proto = with_quantisers(graph, preset, ranges, [])
+
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    last = makers[proto.graph.output[0].name]
+    if is_raw:
+        assert last.op_type == "Softmax"
+        last = makers[last.input[0]]
+    assert last.op_type == "Gemm"
+    assert makers[last.input[0]].op_type == "DequantizeLinear"
 
 
 def integer_weights(proto: onnx.ModelProto) -> np.ndarray:

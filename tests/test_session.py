@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.evaluate import accuracy, evaluate, predict
+from zoo.evaluate import accuracy, evaluate, guesses, predict
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 from zoo.session import CompiledSession, EagerSession
@@ -63,6 +63,17 @@ def test_top5_by_hand() -> None:
 
 def test_top5_of_three_classes_is_all() -> None:
     assert accuracy(torch.eye(3), np.array([1, 2, 0])).top5 == 1.0
+
+
+def test_of_equal_logits_one_is_the_guess_everywhere() -> None:
+    logits = torch.randint(0, 3, (500, 40), generator=torch.manual_seed(0)).float()
+    truth = logits.topk(1).indices[:, 0].numpy()  # another rule than ours
+
+    found = accuracy(logits, truth)
+
+    assert found.top1 == (guesses(logits).numpy() == truth).mean()
+    assert found.top5 >= found.top1
+    assert accuracy(logits, guesses(logits).numpy()).top5 == 1.0
 
 
 def test_what_is_no_number_is_no_right_answer() -> None:
