@@ -9,7 +9,7 @@ from small_runs import CPU, FOLDER, SHORT, TINY, Signal, few_of_each
 
 from training import train
 from training.break_even import Compilation
-from training.loop import EpochMetrics, Trainer
+from training.loop import Trainer
 from zoo.checkpoint import Checkpoint
 
 COMPILED = replace(CPU, compile=True)
@@ -23,20 +23,6 @@ class FakeCompiler:
         monkeypatch.setattr("training.step.require_compiler", lambda device: None)
 
 
-def of_an_epoch(trainer: Trainer, images_per_s: float, seconds: float) -> EpochMetrics:
-    return EpochMetrics(
-        epoch=1,
-        train_loss=1.0,
-        train_top1=0.5,
-        val_top1=0.5,
-        learning_rate=0.1,
-        train_seconds=seconds,
-        evaluation_seconds=1.0,
-        images_per_s=images_per_s,
-    )
-
-
-@pytest.mark.parametrize("seconds", [0.12, 0.02])  # a whole epoch, one step after a resume
 @pytest.mark.parametrize(
     ("eager", "end"),
     [
@@ -47,12 +33,11 @@ def of_an_epoch(trainer: Trainer, images_per_s: float, seconds: float) -> EpochM
     ],
 )
 def test_compiling_pays_once_the_epochs_have_saved_what_it_took(
-    eager: float, end: str, seconds: float, trainer: Trainer
+    eager: float, end: str, trainer: Trainer
 ) -> None:
-    trainer.compile_seconds = 0.36  # 6 steps an epoch, of 50 images
-    last = of_an_epoch(trainer, 50 / 0.020, seconds)
+    trainer.compile_seconds = 0.36  # 6 steps an epoch
 
-    found = Compilation.of(trainer, last, recompiles=0, eager=eager)
+    found = Compilation.of(trainer, step=0.020, eager=eager, recompiles=0)
 
     assert found.line == f"compiled in 0.4 s, 0 recompiled later; {end}"
 
@@ -69,12 +54,8 @@ def trainer() -> Trainer:
 
 
 def test_what_was_not_measured_is_not_told(trainer: Trainer) -> None:
-    last = of_an_epoch(trainer, 2500.0, 0.12)
+    alone = Compilation.of(trainer, step=0.020, eager=None, recompiles=0)
 
-    before = Compilation.of(trainer, None, recompiles=0, eager=0.05)
-    alone = Compilation.of(trainer, last, recompiles=0, eager=None)
-
-    assert (before.step_ms, before.pays_after_epochs, before.line) == (None, None, None)
     assert (alone.eager_step_ms, alone.pays_after_epochs, alone.line) == (None, None, None)
     assert alone.step_ms == pytest.approx(20.0)
 
@@ -113,14 +94,14 @@ def test_a_run_goes_on_where_only_eager_steps_do_not_fit(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeCompiler(monkeypatch)
-    take = Trainer.run_steps
+    measure = Trainer.step_seconds
 
-    def fake_full_memory(trainer: Trainer, epoch: int) -> object:
+    def fake_full_memory(trainer: Trainer) -> float:
         if not trainer.runtime.compile:
             raise error
-        return take(trainer, epoch)
+        return measure(trainer)
 
-    monkeypatch.setattr(Trainer, "run_steps", fake_full_memory)
+    monkeypatch.setattr(Trainer, "step_seconds", fake_full_memory)
     notes: list[str] = []
 
     done = train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path, on_note=notes.append)
@@ -135,10 +116,10 @@ def test_another_error_of_the_eager_steps_is_told(
 ) -> None:
     FakeCompiler(monkeypatch)
 
-    def broken(trainer: Trainer, epoch: int) -> object:
+    def broken(trainer: Trainer) -> float:
         raise RuntimeError("a broken kernel")
 
-    monkeypatch.setattr(Trainer, "run_steps", broken)
+    monkeypatch.setattr(Trainer, "step_seconds", broken)
 
     with pytest.raises(RuntimeError, match="a broken kernel"):
         train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path)

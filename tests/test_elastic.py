@@ -82,6 +82,19 @@ def end(process: "subprocess.Popen[str]") -> tuple[int, str, list[str]]:
     return process.returncode, out, err.splitlines()
 
 
+def wait_until_listening(place: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until somebody answers at HOST:PORT."""
+    host, _, port = place.rpartition(":")
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, int(port)), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+
+
 def wait_for_step(run: Path, place: list[int], process: "subprocess.Popen[str]") -> None:
     """Wait until a save of `run` lies at or behind this epoch and step."""
     deadline = time.monotonic() + DEADLINE
@@ -123,6 +136,8 @@ def test_a_killed_process_leads_to_a_restart_from_the_last_save(
     assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
     again = [line for line in err if line.startswith("continuing ")]
     assert len(again) == 1
+    told = "a process of this run ended: all begin again from its last save (restart 1)"
+    assert err.count(told) == 1
     assert re.search(r"in epoch \d+, after \d+ of its \d steps", again[0])
     whole, resumed = (Checkpoint.open(tmp_path / name / FOLDER) for name in ("whole", "killed"))
     assert lines(resumed) == lines(whole)
@@ -223,7 +238,7 @@ def test_sigterm_saves_in_all_processes(command: list[str], tmp_path: Path) -> N
 
     assert code == 143, err
     assert err[-1] == "zoo-train: terminated"
-    assert not any("Traceback" in line for line in err)
+    assert not any("Traceback" in line or "elastic" in line for line in err)
     assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done >= 1
 
 
@@ -235,7 +250,7 @@ def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Pat
     assert len(err) == 2  # what is about to be trained stands before it
     assert err[-1] == (
         "zoo-train: batch size 5 does not divide into 2 or more images for each of 2 processes: "
-        "pass --batch-size with a multiple of 2"
+        "pass --batch-size with a multiple of 2, 4 or more"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -277,6 +292,32 @@ def test_nodes_that_do_not_meet_are_one_line(command: list[str], tmp_path: Path)
     assert (code, out) == (1, "")
     assert err[-1].startswith(f"zoo-train: the nodes do not meet at {place} (")
     assert not any("Traceback" in line for line in err)
+
+
+@pytest.mark.slow
+def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    meeting = ("--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", place)
+    options = ("--epochs", "5000", "--save-seconds", "0.2", "--runs", str(tmp_path))
+    first = begin(command, *meeting, *options)
+    wait_until_listening(place, first)
+    second = begin(command, *meeting, *options)
+    wait_for_step(tmp_path / FOLDER, [2, 0], first)
+
+    first.send_signal(signal.SIGTERM)
+    code, _, err = end(first)
+    other, _, told = end(second)
+
+    assert (code, err[-1]) == (143, "zoo-train: terminated")
+    assert other == 1
+    assert told == [
+        *told[:-1],
+        f"zoo-train: the node at {place}, where all meet, is gone: "
+        "continue with the same command and --resume auto on each",
+    ]
+    assert not any("Traceback" in line or "frame #" in line for line in (*err, *told))
 
 
 def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:

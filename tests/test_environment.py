@@ -73,7 +73,7 @@ def write(path: Path, text: str) -> None:
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the control groups of a machine with eight cores."""
-    monkeypatch.setattr("zoo.environment._cores", lambda: 8)
+    monkeypatch.setattr("zoo.environment.usable_cores", lambda: 8)
     monkeypatch.setattr("zoo.environment.OWN_GROUPS", tmp_path / "own")
     return tmp_path / "groups"
 

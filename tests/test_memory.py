@@ -27,12 +27,12 @@ class FakeFullMemory:
 
     def __init__(self, error: Exception, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error, self.most, self.asked = error, most, []
-        self.steps, self.predicted = Trainer.run_steps, Trainer.predicted_seconds
+        self.steps, self.predicted = Trainer.run_steps, Trainer.predicted
         self.networks: list[weakref.ref[torch.nn.Module]] = []
         self.alive: list[int] = []  # networks of earlier trainers, whenever one is asked
         monkeypatch.setattr(Trainer, "run_steps", lambda *a, **k: self(a[0], self.steps, *a, **k))
         predict = lambda *a: self(a[0], self.predicted, *a)  # noqa: E731
-        monkeypatch.setattr(Trainer, "predicted_seconds", predict)
+        monkeypatch.setattr(Trainer, "predicted", predict)
 
     asked: list[int]
 

@@ -31,7 +31,7 @@ def test_a_run_stops_and_says_where_it_began(tmp_path: Path) -> None:
 
     assert str(caught.value) == (
         "the loss became infinite or NaN in epoch 1, step 2, learning rate 1e+30: "
-        "lower it with --set peak_lr=2.5e+29, or see where it began with "
+        "begin again with a lower one, --set peak_lr=2.5e+29, or see where it began with "
         f"zoo-train --replay {path}"
     )
     facts = read_json(path / "state" / "nonfinite.json")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.precision import resolve_precision
+from training.precision import resolve_precision, slow_format
 from zoo.errors import ZooError
 
 
@@ -27,8 +27,28 @@ def test_precision_of_cpus(
     assert resolve_precision("auto", torch.device("cpu")) == precision
 
 
+@pytest.mark.parametrize(
+    ("fake_flags", "precision", "is_slow"),
+    [
+        (("avx2",), "bf16", True),
+        (("avx2",), "fp32", False),
+        (("avx512_bf16",), "bf16", False),
+    ],
+)
+def test_a_format_without_units_is_told(
+    fake_flags: tuple[str, ...], precision: str, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.precision.cpu_flags", lambda: fake_flags)
+
+    told = slow_format(precision, torch.device("cpu"))
+
+    assert (told is not None and "--set precision=fp32" in told) == is_slow
+    assert slow_format(precision, torch.device("cuda")) is None
+
+
 def test_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ZooError, match="precision fp16 needs a GPU"):
+    monkeypatch.setattr("training.precision.cpu_flags", lambda: ("avx2",))
+    with pytest.raises(ZooError, match=r"precision fp16 needs a GPU: use --set precision=fp32 on"):
         resolve_precision("fp16", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     with pytest.raises(ZooError, match=r"bf16 needs compute capability 8.0.*precision=fp16"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,14 +172,20 @@ def test_a_stop_between_two_renames_is_no_damage(whole: Checkpoint, cut: Path) -
     assert outcome(resumed) == outcome(whole)
 
 
-def test_a_run_whose_states_are_all_damaged_is_refused_and_left(cut: Path) -> None:
+def test_a_run_whose_states_are_all_damaged_is_refused_and_left(cut: Path, tmp_path: Path) -> None:
     for file in (cut / "state").iterdir():
         file.write_text("hello")
 
-    with pytest.raises(CheckpointError, match=r"previous.pt is damaged \(.*\): train again"):
+    last, previous = cut / "state" / "last.pt", cut / "state" / "previous.pt"
+    refusal = f"{last} and {previous} are both damaged: train again"
+    with pytest.raises(CheckpointError) as caught:
         train(TINY, SHORT, CPU, FEW, resume=cut)
 
+    assert str(caught.value) == refusal
     assert Checkpoint.open(cut).model(allow=TINY)
+    notes: list[str] = []
+    assert found(tmp_path, note=notes.append) is None  # auto begins another
+    assert notes == [f"{refusal}; it is left as it is"]
 
 
 def test_a_run_without_a_state_is_refused(cut: Path) -> None:
@@ -230,12 +237,22 @@ def found(
     recipe: Recipe = SHORT,
     size: int | None = None,
     job: Job = NO_JOB,
+    note: Callable[[str], None] = print,
     **weights: object,
 ) -> Path | None:
     wanted = Wanted(image_size=size, **weights)
-    return run_to_continue(
-        *(runs, asked), model=TINY, seed=seed, recipe=recipe, data=FEW, wanted=wanted, job=job
-    )
+    asked_for = {"model": TINY, "seed": seed, "recipe": recipe, "data": FEW, "wanted": wanted}
+    return run_to_continue(runs, asked, **asked_for, job=job, note=note)
+
+
+class Answers:
+    """A function that gives these answers in turn."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+
+    def __call__(self, run: Path) -> bool:
+        return self.answers.pop(0)
 
 
 def begun(path: Path, when: str, **changes: object) -> None:
@@ -298,6 +315,17 @@ def test_a_run_under_way_is_left_alone(cut: Path, tmp_path: Path) -> None:
     assert found(tmp_path) == cut
     train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut)
     assert not (cut / ".lock").exists()
+
+
+def test_auto_begins_a_run_where_another_process_was_faster(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.resume.is_under_way", Answers(False, True))
+    with trained_elsewhere(cut):
+        done = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto")
+
+    assert done.path != cut
+    assert done.meta.finished_at is not None
 
 
 def test_how_it_began_is_what_a_run_goes_on_with(cut: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_steps_before_a_capture_lie_within_a_short_epoch(
     monkeypatch.setattr(Step, "wants_graph", True)
     monkeypatch.setattr(Step, "capture", fake_capture)
 
-    run.predicted_seconds(1)
+    run.predicted()
 
     after_it = run.state()
     assert all(torch.equal(after_it[key], before[key]) for key in before)
@@ -165,7 +165,7 @@ def test_mixed_images_train(few: Dataset) -> None:
 def test_a_captured_step_is_the_step(recipe: Recipe, few: Dataset) -> None:
     plain = trainer(recipe, few, device="cuda", cuda_graphs="off")
     captured = trainer(recipe, few, device="cuda", cuda_graphs="on")
-    captured.predicted_seconds(1)
+    captured.predicted()
 
     assert captured.stepper.graph is not None
     assert plain.stepper.graph is None

@@ -21,7 +21,7 @@ from training.processes import Job
 from training.resume import run_to_continue
 from training.run import replay
 from training.start import Wanted
-from training.state import stored_recipe
+from training.state import RunState, save_state, stored_recipe
 from zoo.checkpoint import Checkpoint, save_run
 from zoo.data import Dataset
 from zoo.errors import CheckpointError, ZooError
@@ -184,6 +184,7 @@ def test_auto_continues_a_run_of_the_same_teacher_only(few: Dataset, tmp_path: P
     run = sample_run(path, few, model=TINY)
     (path / "recipe.json").write_text(json.dumps(TAUGHT.to_json()))
     save_run(path, replace(run.meta, finished_at=None, teacher="resnet_20 sha256:12"))
+    save_state(path, RunState(trainer={}, metrics=[], selected=None))
 
     found = [
         run_to_continue(
@@ -195,6 +196,7 @@ def test_auto_continues_a_run_of_the_same_teacher_only(few: Dataset, tmp_path: P
             data=few,
             wanted=Wanted(),
             job=Job(None, 0),
+            note=print,
             teacher=f"resnet_20 sha256:{digest}",
         )
         for digest in ("12", "34")

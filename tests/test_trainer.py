@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from small_runs import SHORT, few_of_each
 
 from training import Recipe, Runtime, named_recipe
-from training.loop import PROBE_STEPS, Trainer
+from training.loop import PROBE_STEPS, Prediction, Trainer
 from zoo.data import Dataset, load_dataset
 from zoo.errors import ZooError
 from zoo.models import create_model
@@ -48,12 +48,18 @@ def test_the_average_is_what_is_stored(few: Dataset) -> None:
 def test_predicting_the_time_changes_nothing(few: Dataset) -> None:
     run, other = trainer(SHORT, few), trainer(SHORT, few)
 
-    seconds = run.predicted_seconds(2)
+    found = run.predicted()
 
-    assert seconds > 0
+    assert min(found.step, found.held_out, found.test) > 0
     assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(other), strict=True))
     losses = [[loss.item() for loss, _ in t.run_steps(1)] for t in (run, other)]
     assert losses[0] == losses[1]
+
+
+def test_a_prediction_counts_what_is_ahead() -> None:
+    found = Prediction(step=2.0, held_out=30.0, test=500.0)
+
+    assert found.seconds(steps=7, epochs=3) == 7 * 2.0 + 3 * 30.0 + 500.0
 
 
 @pytest.mark.parametrize(("enough_s", "steps"), [(1e-9, 1), (1e9, PROBE_STEPS)])
@@ -65,7 +71,7 @@ def test_of_long_steps_one_is_enough_to_predict_the_time(
     take = run.stepper.take
     monkeypatch.setattr(run.stepper, "take", lambda: taken.append(take()))
 
-    run.predicted_seconds(1)
+    run.predicted()
 
     assert len(taken) == 1 + steps  # after one that compiles
 

@@ -11,6 +11,8 @@ from small_runs import CPU, FOLDER, SHORT, TINY, few_of_each, lines
 
 from training import Recipe, Runtime, train
 from training.loop import Progress
+from training.precision import slow_format
+from training.step import Step
 from zoo.checkpoint import Checkpoint, newest_run
 from zoo.data import Dataset
 from zoo.errors import MachineError, ZooError
@@ -141,11 +143,42 @@ def test_a_batch_must_fit_the_data(few: Dataset, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bf16_on_a_cpu_trains(few: Dataset, tmp_path: Path) -> None:
+def test_the_evaluation_at_the_end_is_ahead_of_the_last_epoch(few: Dataset, tmp_path: Path) -> None:
+    told: list[Progress] = []
+
+    train(TINY, SHORT, CPU, few, runs=tmp_path, on_progress=told.append)
+
+    left = [progress.seconds_left for progress in told if progress.metrics or not progress.epoch]
+    assert 0 < left[-1] < left[0]
+
+
+def test_a_step_that_cannot_be_captured_is_told(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_capture(stepper: Step) -> None:
+        stepper.capture_failure = "it looks at a value"
+
+    monkeypatch.setattr(Step, "wants_graph", True)
+    monkeypatch.setattr(Step, "capture", fake_capture)
+    notes: list[str] = []
+
+    train(TINY, SHORT, CPU, few, runs=tmp_path, on_note=notes.append)
+
+    assert notes == [
+        "the step runs without a CUDA graph, for it cannot be captured: it looks at a value"
+    ]
+
+
+def test_bf16_on_a_cpu_trains(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.precision.cpu_flags", lambda: ("avx2",))
     recipe = replace(SHORT, epochs=1, precision="bf16")
+    notes: list[str] = []
 
-    done = train(TINY, recipe, CPU, few, runs=tmp_path)
+    done = train(TINY, recipe, CPU, few, runs=tmp_path, on_note=notes.append)
 
+    assert notes == [slow_format("bf16", torch.device("cpu"))]
     assert done.meta.recipe["precision"] == "bf16"
     assert all(t.dtype != torch.bfloat16 for t in done.state_dict().values())
 

@@ -350,7 +350,7 @@ def test_only_the_classifier_changes(model: str, ema_decay: float, few: Dataset)
     before = copy.deepcopy(run.plain.state_dict())
     heads = tuple(f"{name}." for name in classifiers(run.plain))
 
-    run.predicted_seconds(1)
+    run.predicted()
     for epoch in (1, 2):
         list(run.run_steps(epoch))
 

@@ -15,7 +15,7 @@ class TrainingDisplay(LiveDisplay):
     """Shows what `training.train` reports."""
 
     def __init__(self) -> None:
-        super().__init__(TextColumn("{task.fields[text]}"))
+        super().__init__(TextColumn("{task.fields[text]}"), is_left=False)  # its lines say all
         self.task = self.bar.add_task("", text="", visible=False)
         self.printed = time.monotonic()
 

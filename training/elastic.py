@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from zoo.environment import usable_cores
 from zoo.errors import MachineError, ZooError, first_line
 from zoo.files import read_json, write_json
 
@@ -24,6 +25,7 @@ runpy.run_module("training.cli", run_name="__main__", alter_sys=True)
 MAX_RESTARTS = 3
 MOST_PORT = 65535
 OUTCOME = "ZOO_TRAIN_OUTCOME"  # the folder in which a process leaves how it ended
+BEGAN = "began"  # of the files there, one that a process leaves when it starts
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run")
 
 
@@ -92,15 +94,17 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         MachineError: the processes ended without one more often than they may be restarted.
         KeyboardInterrupt: (or what else the signal means) one came, and the processes saved.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, we say in a line
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith(LOGGERS):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, we say in a line
     least, most = wanted.nodes
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted.nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // wanted.nproc)))
     config = LaunchConfig(
         min_nodes=least,
         max_nodes=most,
@@ -116,6 +120,11 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         try:
             elastic_launch(config, sys.executable)("-P", "-c", WORKER, *arguments)
         except RendezvousError as error:
+            if list(Path(folder).glob(f"*.{BEGAN}")):
+                raise MachineError(
+                    f"the node at {wanted.endpoint}, where all meet, is gone: "
+                    "continue with the same command and --resume auto on each"
+                ) from error
             raise MachineError(
                 f"the nodes do not meet at {wanted.endpoint} ({first_line(error)}): pass the same "
                 "--rdzv-endpoint on each, a port of the first that the others reach"
@@ -139,8 +148,9 @@ def work(body: Callable[[], None]) -> int:
     from zoo.command import describe
 
     folder = Path(os.environ[OUTCOME])
-    if any(folder.iterdir()):  # reported before this restart
+    if any(folder.glob("*.json")):  # reported before this restart
         return 1
+    (folder / f"{os.environ['RANK']}.{BEGAN}").touch()
     signal.signal(signal.SIGTERM, _exit)
     try:
         body()

@@ -9,6 +9,10 @@ from zoo.errors import CheckpointError
 LOCK = ".lock"  # in a run, while it is trained
 
 
+class UnderWay(CheckpointError):
+    """Another process trains the run."""
+
+
 class Lock:
     """Keeps others from training a run; where a file system knows no locks, it does nothing."""
 
@@ -20,12 +24,12 @@ class Lock:
         """Hold it until `release`, or the end of this process.
 
         Raises:
-            CheckpointError: another process trains the run.
+            UnderWay: another process trains the run.
         """
         file = (self._run / LOCK).open("a")
         if not _locked(file):
             file.close()
-            raise CheckpointError(f"{self._run} is under way in another process: wait for its end")
+            raise UnderWay(f"{self._run} is under way in another process: wait for its end")
         self._file = file
 
     def release(self) -> None:

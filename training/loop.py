@@ -63,6 +63,19 @@ class EpochMetrics:
 OnProgress = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Seconds that the parts of a run will take, by a few real ones."""
+
+    step: float
+    held_out: float  # the evaluation after each epoch
+    test: float  # the one at the end
+
+    def seconds(self, *, steps: int, epochs: int) -> float:
+        """All of these steps, and the evaluations of so many epochs and at the end."""
+        return self.step * steps + self.held_out * epochs + self.test
+
+
 class NonFinite(MachineError):
     """The loss became infinite or NaN."""
 
@@ -70,7 +83,7 @@ class NonFinite(MachineError):
         self.epoch, self.step, self.learning_rate = epoch, step, learning_rate
         super().__init__(
             f"the loss became infinite or NaN in epoch {epoch}, step {step + 1}, learning rate "
-            f"{learning_rate:.3g}: lower it with --set peak_lr={peak_lr / 4:.3g}"
+            f"{learning_rate:.3g}: begin again with a lower one, --set peak_lr={peak_lr / 4:.3g}"
         )
 
 
@@ -170,14 +183,30 @@ class Trainer:
             rate = self.stepper.schedule((epoch - 1) * self.steps + step)
             raise NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=self.recipe.peak_lr)
 
-    def predicted_seconds(self, epochs: int) -> float:
-        """Time that `epochs` more epochs and the evaluations will take, by a few real steps.
+    def predicted(self) -> Prediction:
+        """How long steps and evaluations take, by a few of them.
 
         Weights, buffers and random numbers are afterwards as they were. This is where compilation
         and capture happen, which take `compile_seconds`; they are not part of the answer.
         """
+        before = self.stepper.state()
+        step = self.step_seconds()
+        self.stepper.load_state(before)
+        session = EagerSession(self.selected, device=str(self.device))
+        batch = PROBE_IMAGES[self.device.type]
+        part = self.data.test.images[:batch]
+        evaluation = min(
+            self._few_timed(lambda: predict(session, part, self.preprocessing, batch=batch), 2)
+        )
+        an_image = evaluation / batch / self.world
+        held_out = 0 if self.held_out is None else len(self.held_out.fine)
+        return Prediction(
+            step=step, held_out=an_image * held_out, test=an_image * len(self.data.test.fine)
+        )
+
+    def step_seconds(self) -> float:
+        """Time of a step, the median of a few that are taken; what `predicted` undoes."""
         stepper = self.stepper
-        before = stepper.state()
         self.kernels = self.kernels or self._fast_kernels()
         stepper.train_mode()
         if stepper.epoch == 0 or stepper.step + PROBE_STEPS >= self.steps:
@@ -189,28 +218,20 @@ class Trainer:
                 first += self._timed(stepper.capture)
         steps = self._few_timed(self._probe, PROBE_STEPS)
         self.compile_seconds = max(0.0, first - median(steps))
-        stepper.load_state(before)
-        session = EagerSession(self.selected, device=str(self.device))
-        batch = PROBE_IMAGES[self.device.type]
-        part = self.data.test.images[:batch]
-        evaluation = min(
-            self._few_timed(lambda: predict(session, part, self.preprocessing, batch=batch), 2)
-        )
-        held_out = 0 if self.held_out is None else len(self.held_out.fine)
-        images = (epochs * held_out + len(self.data.test.fine)) / self.world
-        return float(median(steps) * epochs * self.steps + evaluation * images / batch)
+        return median(steps)
 
     def epoch(
         self,
         epoch: int,
         on_progress: OnProgress,
-        seconds_per_epoch: float,
+        seconds_after: float,
         *,
         at_boundary: Callable[[], None] | None = None,
     ) -> EpochMetrics:
         """Train one epoch, counted from 1, and evaluate on the held-out images.
 
-        An epoch that was begun already is finished. `at_boundary` is called between two steps.
+        An epoch that was begun already is finished. `at_boundary` is called between two steps;
+        `seconds_after` is what the run takes after those of this epoch.
 
         Raises:
             NonFinite: the loss became infinite or NaN.
@@ -230,7 +251,7 @@ class Trainer:
                         epochs=self.recipe.epochs,
                         step=step,
                         steps=self.steps,
-                        seconds_left=left + (self.recipe.epochs - epoch) * seconds_per_epoch,
+                        seconds_left=left + seconds_after,
                         images_per_s=speed,
                         loss=loss,
                         top1=top1,
@@ -306,7 +327,8 @@ class Trainer:
             times = f" in {self.runtime.accumulate} parts" if self.runtime.accumulate > 1 else ""
             raise ZooError(
                 f"batch size {size} does not divide into 2 or more images for each of "
-                f"{self.world} processes{times}: pass --batch-size with a multiple of {parts}"
+                f"{self.world} processes{times}: pass --batch-size with a multiple of {parts}, "
+                f"{2 * parts} or more"
             )
         if size // self.world % 2 and (self.recipe.mixup_alpha or self.recipe.cutmix_alpha):
             raise ZooError(

@@ -17,19 +17,30 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     to emulation.
 
     Raises:
-        ZooError: the device has no units for the format that was asked for.
+        ZooError: the device cannot train in the format that was asked for, or a GPU has no units
+            for it; a CPU without them computes in bf16 all the same, see `slow_format`.
     """
     native = _native(device)
     if wanted == "auto":
         return native
     if device.type == "cpu" and wanted == "fp16":
-        raise ZooError("precision fp16 needs a GPU: use --set precision=fp32 or bf16 on a CPU")
+        raise ZooError(f"precision fp16 needs a GPU: use --set precision={native} on this CPU")
     if device.type == "cuda" and wanted == "bf16" and native != "bf16":
         raise ZooError(
             f"precision bf16 needs compute capability 8.0 or later, this GPU has none: "
             f"use --set precision={native}"
         )
     return wanted
+
+
+def slow_format(precision: str, device: torch.device) -> str | None:
+    """What to say of a format that this CPU has no units for."""
+    if device.type != "cpu" or precision != "bf16" or _native(device) == "bf16":
+        return None
+    return (
+        "this CPU has no units for bf16 and computes in it many times slower than in fp32: "
+        "--set precision=fp32"
+    )
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

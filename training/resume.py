@@ -1,6 +1,6 @@
 """Which run to continue, and whether it is the one that the caller means."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from training.options import AUTO
 from training.processes import Job
 from training.recipe import Recipe
 from training.start import Wanted, began_alike
-from training.state import stored_recipe
+from training.state import newest_state, stored_recipe
 from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
 from zoo.data import Dataset
 from zoo.errors import CheckpointError, ZooError
@@ -26,13 +26,15 @@ def run_to_continue(
     data: Dataset,
     wanted: Wanted,
     job: Job,
+    note: Callable[[str], None],
     teacher: str | None = None,
 ) -> Path | None:
     """The run that this call goes on with; None begins a new one.
 
     A path is taken as it is. After a restart a job goes on with its own run. "auto" takes the run
     that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher,
-    image size and first weights that no other process is training.
+    image size and first weights that no other process is training; `note` is told which of them
+    are too damaged to go on.
     """
     if asked not in (None, AUTO):
         return Path(asked)
@@ -63,10 +65,16 @@ def run_to_continue(
             return newest.path
     if asked is None:
         return None
-    unfinished = [
-        run for run in found if run.meta.finished_at is None and not is_under_way(run.path)
-    ]
-    return max(unfinished, key=begun).path if unfinished else None
+    for run in sorted(found, key=begun, reverse=True):
+        if run.meta.finished_at is not None or is_under_way(run.path):
+            continue
+        try:
+            newest_state(run.path, _silent)
+        except CheckpointError as reason:
+            note(f"{reason}; it is left as it is")
+        else:
+            return run.path
+    return None
 
 
 def require_same_recipe(run: Path, recipe: Recipe) -> None:
@@ -119,6 +127,10 @@ def require_same_run(path: Path, stored: RunMeta, given: RunMeta) -> None:
             f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
             "start a new run without --resume"
         )
+
+
+def _silent(line: str) -> None:
+    """Tell nobody."""
 
 
 def begun(run: Checkpoint) -> tuple[str, str]:

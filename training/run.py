@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from math import ceil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.break_even import Compilation, compiled_graphs, step_seconds
+from training.break_even import Compilation, compiled_graphs
 from training.event_log import Log, event_log
 from training.folder import RunFolder, first_meta
-from training.loop import EpochMetrics, NonFinite, OnProgress, Progress, Trainer
+from training.lock import UnderWay
+from training.loop import NonFinite, OnProgress, Progress, Trainer
 from training.memory import out_of_memory
-from training.precision import resolve_precision
+from training.options import AUTO
+from training.precision import resolve_precision, slow_format
 from training.processes import Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
 from training.replay import keep_failure, replay_step
@@ -82,6 +83,8 @@ def train(
         OSError: the folder cannot be written.
     """
     report, note = on_progress or _silent, on_note or _silent
+    if count := Job.current().restarts:
+        note(f"a process of this run ended: all begin again from its last save (restart {count})")
     wanted = Wanted(
         image_size=image_size,
         pretrained=pretrained,
@@ -90,27 +93,35 @@ def train(
     )
     with processes(runtime) as accelerator, _compiler_errors():
         recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
+        if warning := slow_format(recipe.precision, accelerator.device):
+            note(warning)
         found = None if teacher is None else open_teacher(teacher, data, student=model)
         asked = _Asked(model, recipe, runtime, data, seed, wanted, accelerator, found)
-        path = by_first(
-            accelerator,
-            lambda: run_to_continue(
-                Path(runs),
-                None if resume is None else str(resume),
-                model=model,
-                seed=seed,
-                recipe=recipe,
-                data=data,
-                wanted=wanted,
-                teacher=asked.teacher_name,
-                job=Job.current(),
-            ),
-        )
-        try:
-            return _train(asked, path, Path(runs), tensorboard, report, note)
-        except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-            if not is_out_of_memory(error):
-                raise
+        while True:
+            path = by_first(
+                accelerator,
+                lambda: run_to_continue(
+                    Path(runs),
+                    None if resume is None else str(resume),
+                    model=model,
+                    seed=seed,
+                    recipe=recipe,
+                    data=data,
+                    wanted=wanted,
+                    teacher=asked.teacher_name,
+                    job=Job.current(),
+                    note=note,
+                ),
+            )
+            try:
+                return _train(asked, path, Path(runs), tensorboard, report, note)
+            except UnderWay:  # another process has taken it since it was chosen
+                if resume != AUTO:
+                    raise
+            except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+                if not is_out_of_memory(error):
+                    raise
+                break
         # Here the frames of the step that failed are gone, and with them its tensors.
         raise out_of_memory(
             lambda size: asked.trainer(asked.start(path), batch_size=size, compile=False),
@@ -236,7 +247,7 @@ def _train(
 def _eager_step(asked: _Asked, path: Path | None) -> float | None:
     """Time of a step without torch.compile; None where it cannot be measured."""
     try:
-        return step_seconds(asked.trainer(asked.start(path), compile=False))
+        return asked.trainer(asked.start(path), compile=False).step_seconds()
     except (MemoryError, RuntimeError) as error:
         # What others of several processes have begun to exchange would have no answer.
         if asked.accelerator.num_processes > 1 or not is_out_of_memory(error):
@@ -250,37 +261,44 @@ def _run(
     trainer = folder.trainer
     epochs, steps = trainer.recipe.epochs, trainer.steps
     first, done = trainer.position
-    remaining = epochs - first + 1 - done / steps
-    if remaining <= 0:  # stopped between the last epoch and the test images
+    if first > epochs:  # stopped between the last epoch and the test images
         return folder.finish(note)
-    predicted = told(trainer.accelerator, trainer.predicted_seconds(ceil(remaining)))
+    predicted = told(trainer.accelerator, trainer.predicted())
+    if failure := trainer.stepper.capture_failure:
+        note(f"the step runs without a CUDA graph, for it cannot be captured: {failure}")
     graphs = compiled_graphs() if trainer.runtime.compile else 0
 
-    def compilation(last: EpochMetrics | None) -> Compilation:
+    def compilation() -> Compilation:
         recompiles = compiled_graphs() - graphs
-        return Compilation.of(trainer, last, recompiles=recompiles, eager=eager_step)
+        return Compilation.of(trainer, step=predicted.step, eager=eager_step, recompiles=recompiles)
 
-    if trainer.runtime.compile:
-        folder.meta = replace(folder.meta, compilation=asdict(compilation(None)))
-    spent = predicted / ceil(remaining)  # an epoch; the last one tells better than the probe
+    ahead = epochs - first + 1
     report(
         Progress(
             epoch=0,
             epochs=epochs,
             step=0,
             steps=steps,
-            seconds_left=spent * remaining,
-            images_per_s=steps * trainer.recipe.batch_size / spent,
+            seconds_left=predicted.seconds(steps=ahead * steps - done, epochs=ahead),
+            images_per_s=trainer.recipe.batch_size / predicted.step,
         )
     )
     with stop_request(lambda: note("stopping after this step; once more stops at once")) as request:
-        saver = Saver(folder, request, step_seconds=spent / steps)
+        saver = Saver(folder, request, step_seconds=predicted.step)
+        pace = predicted
         for epoch in range(first, epochs + 1):
-            metrics = trainer.epoch(epoch, report, spent, at_boundary=saver.at_boundary)
+            ahead = epochs - epoch
+            after = pace.seconds(steps=ahead * steps, epochs=ahead + 1)
+            metrics = trainer.epoch(epoch, report, after, at_boundary=saver.at_boundary)
             folder.keep(metrics)
             if trainer.runtime.compile:
-                folder.meta = replace(folder.meta, compilation=asdict(compilation(metrics)))
-            spent = metrics.train_seconds + metrics.evaluation_seconds
+                folder.meta = replace(folder.meta, compilation=asdict(compilation()))
+            # A whole epoch tells better than the probe, and what lay between its steps counts.
+            pace = replace(
+                pace,
+                step=trainer.recipe.batch_size / metrics.images_per_s,
+                held_out=metrics.evaluation_seconds,
+            )
             with saver.saved_if_cut_short():
                 log(metrics)
                 report(
@@ -289,7 +307,7 @@ def _run(
                         epochs=epochs,
                         step=steps,
                         steps=steps,
-                        seconds_left=spent * (epochs - epoch),
+                        seconds_left=pace.seconds(steps=ahead * steps, epochs=ahead),
                         images_per_s=metrics.images_per_s,
                         loss=metrics.train_loss,
                         metrics=metrics,
@@ -297,7 +315,7 @@ def _run(
                 )
             saver.between_epochs()
         saver.save()
-    if trainer.runtime.compile and (line := compilation(folder.lines[-1]).line):
+    if trainer.runtime.compile and (line := compilation().line):
         note(line)
     return folder.finish(note)
 

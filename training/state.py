@@ -142,7 +142,10 @@ def newest(
     except CheckpointError as error:
         if len(found) == 1:
             raise
-        state = read(found[1])
+        try:
+            state = read(found[1])
+        except CheckpointError:
+            raise CheckpointError(f"{last} and {previous} are both damaged: train again") from None
         reason = str(error).rpartition(": ")[0]
         note(f"{reason}: continuing from the one before it, {PREVIOUS}")
         if mend:

@@ -22,7 +22,7 @@ from training.precision import autocast
 from training.processes import prepare
 from training.recipe import Recipe, Runtime
 from training.schedule import learning_rate
-from zoo.errors import MachineError, first_line
+from zoo.errors import MachineError, first_line, is_out_of_memory
 from zoo.session import require_compiler
 
 WARM_UP_STEPS = 3  # before a capture, which must find every buffer in its place
@@ -79,6 +79,7 @@ class Step:
         self.rates = torch.zeros(steps, device=self.device)
 
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.capture_failure: str | None = None
         self.forward_loss: Callable[..., tuple[Tensor, Tensor]] = self._forward_loss
         self.augmented: Callable[..., tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
         self.augmented = self._augmented
@@ -126,7 +127,8 @@ class Step:
 
         Raises:
             MachineError: the network does something that cannot be captured, and `cuda_graphs` is
-                "on"; where it is "auto" the step then stays as it is.
+                "on"; where it is "auto" the step then stays as it is, and `capture_failure` tells.
+            RuntimeError: memory ran out.
         """
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -140,11 +142,14 @@ class Step:
             with torch.cuda.graph(graph):
                 self._take()
         except RuntimeError as reason:
+            if is_out_of_memory(reason):
+                raise
             if self.runtime.cuda_graphs == "on":
                 raise MachineError(
                     f"this step cannot be captured ({first_line(reason)}): "
                     "go on with --cuda-graphs off"
                 ) from reason
+            self.capture_failure = first_line(reason)
             return
         self.graph = graph
 

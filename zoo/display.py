@@ -34,15 +34,19 @@ BAR_WIDTH = 24
 
 
 class LiveDisplay:
-    """A bar from the first report to the end of the `with` block, on a terminal only."""
+    """A bar from the first report to the end of the `with` block, on a terminal only.
 
-    def __init__(self, *columns: ProgressColumn) -> None:
+    There it stays as it was last, unless `is_left` says otherwise.
+    """
+
+    def __init__(self, *columns: ProgressColumn, is_left: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=BAR_WIDTH),
             *columns,
             console=self.console,
+            transient=not is_left,
             disable=not self.console.is_terminal,
         )
 

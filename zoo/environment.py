@@ -100,7 +100,7 @@ def capture(device: str = "cpu") -> Environment:
         driver=driver,
         cpu=cpu,
         cpu_flags=flags,
-        cores=_cores(),
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
         os=f"{platform.system()} {platform.machine()}",
@@ -176,7 +176,7 @@ def container_limits(root: Path = CGROUPS) -> dict[str, float | None]:
     if limit is not None and limit >= _memory_bytes() > 0:
         limit = None
     return {
-        "quota_cores": None if cores is None or cores >= _cores() else cores,
+        "quota_cores": None if cores is None or cores >= usable_cores() else cores,
         "memory_limit_gib": None if limit is None else round(limit / 2**30, 2),
     }
 
@@ -211,7 +211,8 @@ def _max_clock_mhz() -> float | None:
     return round(int(words[0]) / 1e3, 1) if words and words[0].isdigit() else None
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
