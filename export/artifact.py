@@ -125,8 +125,12 @@ def read_manifest(manifest: Path) -> Artifact:
         artifact = from_plain(Artifact, value | {"path": manifest.with_name(name), "files": files})
         if artifact.precision not in PRECISIONS:
             raise ValueError(f"there is no precision {artifact.precision!r}")
-        if not isinstance(artifact.facts.get("int8", {}), Mapping):
+        int8 = artifact.facts.get("int8", {})
+        if not isinstance(int8, Mapping):
             raise TypeError("int8 is no object")
+        allowed = int8.get("max_drop", 0.0)
+        if type(allowed) not in (int, float) or not 0 <= allowed <= 1:
+            raise ValueError(f"int8 may not lose {allowed!r} of the accuracy")
     except (AttributeError, KeyError, TypeError, ValueError) as reason:
         raise ArtifactError(f"{manifest} is not the manifest of an artifact ({reason})") from None
     if artifact.target not in TARGETS:

@@ -56,6 +56,7 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
 PROGRAM_TEXT = '''\
 """Name what is on images: python predict.py IMAGE..."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -65,7 +66,10 @@ import {package}
 HERE = Path(__file__).resolve().parent
 LABELS = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
 PATH = str(HERE / {file!r})
-MODEL = {load}
+for name, digest in {digests!r}.items():
+    if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
+        sys.exit(f"{{name}} is not the file that was measured: copy it again")
+{guard}MODEL = {load}
 {statistics}
 status = 0
 for path in sys.argv[1:]:
@@ -90,6 +94,11 @@ for path in sys.argv[1:]:
         print(f"  {{p[k]:6.1%}}  {{LABELS[k]}}")
 sys.exit(status)
 '''
+GUARD = """\
+lacking = set({sets!r}.split()) - set(Path("/proc/cpuinfo").read_text().split())
+if lacking:
+    sys.exit(f"{file} was compiled for CPUs with {{' and '.join(sorted(lacking))}}")
+"""
 STATISTICS = """\
 MEAN = np.float32({mean}) * 255  # of the levels of a byte
 STD = np.float32({std}) * 255
@@ -151,7 +160,7 @@ one could not be read. An image is a `.npy` file of ({stored}, {stored}, 3) byte
 | `photo.py` | reads photos, for `predict.py` |
 
 - Input: `{input}`. {preparation}
-- Output: {output} of {classes} classes.
+- Output: {output} of {classes} classes.{tied_to}
 - Measured with this very file: {top1:.2%} top-1 and {top5:.2%} top-5 accuracy on {images:,} test
   images of {dataset}, run by {proven_by}. The first guess is that of the original for
   {agreement:.1%} of {compared:,} of them.
@@ -162,6 +171,8 @@ data set is in this folder.
 """
 ORIGIN = """ They began with those of {origin},
 whose terms go on to hold."""
+TIED_TO = """
+- Compiled for CPUs of Linux with: {sets}."""
 CIFAR_TERMS = """ The
 [page of the data set](https://www.cs.toronto.edu/~kriz/cifar.html) states no licence and asks for a
 citation: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", University of
@@ -204,6 +215,7 @@ def program(artifact: Artifact) -> str:
         from export.to_openvino import HINTS
 
         load = load.replace("KIND", repr(HINTS.get(artifact.precision, "f32")))
+    sets = _instruction_sets(artifact)
     if artifact.is_raw:
         prepare, answer = "    x = x.round().astype(np.uint8)[None]", f"p = {runtime.run}[0]"
     else:
@@ -214,6 +226,8 @@ def program(artifact: Artifact) -> str:
     return PROGRAM_TEXT.format(
         package=runtime.package,
         file=artifact.path.name,
+        digests=dict(artifact.files) or {artifact.path.name: artifact.sha256},
+        guard=GUARD.format(sets=sets, file=artifact.path.name) if sets else "",
         load=load,
         statistics="" if artifact.is_raw else STATISTICS.format(mean=known.mean, std=known.std),
         stored=STORED_SIZE,
@@ -238,6 +252,8 @@ def readme(artifact: Artifact) -> str:
     assert parity is not None
     version = artifact.versions.get(runtime.package)
     tied = artifact.target == "aoti" and version is not None
+    release = (version or "").partition("+")[0]  # what follows names a build that no index has
+    sets = _instruction_sets(artifact)
     origin = _origin(artifact)
     size = f"{known.image_size}, {known.image_size}"
     kind = f"{artifact.backend} in {artifact.precision}"
@@ -245,7 +261,7 @@ def readme(artifact: Artifact) -> str:
     rows.append((manifest_path(artifact.path).name, "SHA-256, accuracy, agreement, versions"))
     words = {
         "model": artifact.model,
-        "requirement": f"{runtime.package}=={version}" if tied else runtime.package,
+        "requirement": f"{runtime.package}=={release}" if tied else runtime.package,
         "input": f"(B, {size}, 3) uint8" if artifact.is_raw else f"(B, 3, {size}) float32",
         "output": "probabilities" if artifact.is_raw else "logits",
         "dataset": data.name,
@@ -263,6 +279,7 @@ def readme(artifact: Artifact) -> str:
         images=accuracy.images,
         agreement=parity.top1_agreement,
         compared=parity.images,
+        tied_to=TIED_TO.format(sets=printable(sets)) if sets else "",
         origin=ORIGIN.format(origin=printable(origin)) if origin else "",
         data=CIFAR_TERMS if data.name.startswith("cifar") else "",
     )
@@ -283,6 +300,15 @@ def _check_target(artifact: Artifact) -> None:
                 f"--bundle does not take {artifact.path}, which is compiled for {kind}: "
                 "use --to onnx, or --device cpu"
             )
+
+
+def _instruction_sets(artifact: Artifact) -> str:
+    """What a CPU must have to run the code of the file; nothing where it holds none."""
+    if artifact.target != "aoti":
+        return ""
+    from export.to_aoti import package_facts
+
+    return str(package_facts(artifact.path).get("instruction_sets", ""))
 
 
 def _default(artifact: Artifact) -> Path:

@@ -228,13 +228,21 @@ def _runs(
 ) -> list["Checkpoint"]:
     """The runs that were named; without any, all of a folder or the newest.
 
-    A damaged one of a folder adds its exit code and stops no other.
+    A damaged one adds its exit code and stops no other.
     """
     from zoo.checkpoint import Checkpoint, complete_runs, newest_run
 
-    runs = [Checkpoint.open(path) for path in args.paths if path not in left_out]
-    for run in runs:
-        run.require_consent(args.model)
+    runs: list[Checkpoint] = []
+    for path in args.paths:
+        if path in left_out:
+            continue
+        try:
+            run = Checkpoint.open(path)
+            run.require_consent(args.model)
+        except (ZooError, OSError) as error:
+            codes.append(_report(error))
+        else:
+            runs.append(run)
     if args.all is not None:
         named = {run.path.resolve() for run in runs}
         folder = args.runs if args.all is True else Path(args.all)

@@ -95,7 +95,10 @@ def _interface(artifact: Artifact) -> str:
     free = (-1,) if artifact.target == "openvino" else ()  # elsewhere the batch axis goes unsaid
     sizes = ", ".join(map(str, (*free, *image)))
     classes = ", ".join(map(str, (*free, len(artifact.dataset.class_names))))
+    known = artifact.input_preprocessing
+    prepared = "bytes" if artifact.is_raw else f"(x / 255 - {known.mean}) / {known.std}"
     return f"""\
+# Input: x is RGB, a byte for each value, resized to {height}x{width} pixels; fed: {prepared}.
 backend: "{backend.name}"
 default_model_filename: "{next(iter(backend.files.values()))}"
 input [

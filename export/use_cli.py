@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import target_of
 from export.flags import eval_parser, predict_parser
 from zoo import command
-from zoo.errors import ArtifactError, ZooError
+from zoo.errors import ArtifactError, MachineError, ZooError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -40,14 +41,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     source, session = _opened(path, args)
     data = load_shown(source.dataset.name, args.data_dir)
     check_dataset(path, source.dataset, data)
-    result = evaluate_scores(
-        session,
-        data,
-        model=source.model,
-        subject=str(path),
-        preprocessing=source.input_preprocessing,
-        batch=args.batch,
-    )
+    with _named(path, small="pass a smaller --batch"):
+        result = evaluate_scores(
+            session,
+            data,
+            model=source.model,
+            subject=str(path),
+            preprocessing=source.input_preprocessing,
+            batch=args.batch,
+        )
     print(json.dumps(result.to_json(), indent=1) if args.json else table(result))
 
 
@@ -61,21 +63,32 @@ def _predict(args: argparse.Namespace) -> int:
     path: Path = args.artifact or args.run or newest_run(args.runs)
     source, session = _opened(path, args)
     found = []
-    for prediction in predict_files(
-        session,
-        args.images,
-        class_names=source.dataset.class_names,
-        preprocessing=source.input_preprocessing,
-        top=args.top,
-    ):
-        found.append(prediction)
-        if prediction.error is not None:
-            print(f"zoo-predict: {prediction.error}", file=sys.stderr)
-        elif not args.json:
-            print(table(prediction), flush=True)
+    with _named(path, small="name fewer images"):
+        for prediction in predict_files(
+            session,
+            args.images,
+            class_names=source.dataset.class_names,
+            preprocessing=source.input_preprocessing,
+            top=args.top,
+        ):
+            found.append(prediction)
+            if prediction.error is not None:
+                print(f"zoo-predict: {prediction.error}", file=sys.stderr)
+            elif not args.json:
+                print(table(prediction), flush=True)
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     return ZooError.exit_code if any(one.error is not None for one in found) else 0
+
+
+@contextmanager
+def _named(path: Path, *, small: str) -> Iterator[None]:
+    """Turn what torch or a runtime raises into one line; `small` helps where memory ran out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as reason:
+        help_ = f": {small}" if is_out_of_memory(reason) else ""
+        raise MachineError(f"{path}: {first_line(reason)}{help_}") from reason
 
 
 def _opened(
@@ -106,8 +119,13 @@ def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":
 
     try:
         return find_artifact(path)
-    except ArtifactError:
+    except ArtifactError as reason:
         run = run_of(path) if trust else None
-        if run is None:
-            raise
-        return run.meta
+        if run is not None:
+            return run.meta
+        if trust and path.is_file():
+            raise ArtifactError(
+                f"{first_line(reason)}; outside its run nothing else says which images it takes: "
+                "put it back, or its manifest beside it"
+            ) from None
+        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from export_helpers import edit, file_size_limit, run_of
 from PIL import Image
 
@@ -99,12 +100,13 @@ def test_the_program_names_what_zoo_predict_names(
     assert open_artifact(str(bundle / artifact.path.name), "cpu").backend == artifact.backend
     text = (bundle / "predict.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {
+        "hashlib",
         "numpy",
         package,
         "pathlib",
         "sys",
     }
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 45
 
 
 def test_the_program_needs_no_pillow_for_arrays(
@@ -142,6 +144,33 @@ def test_the_program_of_a_file_of_torch_names_the_same(
 
     assert bundle == run / "bundles" / f"resnet_20-{target}-fp32"
     agree(bundle, artifact, photos, capsys)
+    readme = (bundle / "README.md").read_text()
+    program = bundle / "predict.py"
+    if target == "aoti":
+        assert f"pip install numpy torch=={torch.__version__.partition('+')[0]}\n" in readme
+        assert "- Compiled for CPUs of Linux with: " in readme
+        program.write_text(program.read_text().replace("lacking = set('", "lacking = set('amx9 "))
+        answer = run_program(bundle, photos[0])
+        assert answer.returncode == 1
+        assert answer.stderr == f"{artifact.path.name} was compiled for CPUs with amx9\n"
+    else:
+        assert "pip install numpy torch\n" in readme
+        assert "/proc" not in program.read_text()
+
+
+def test_the_program_runs_no_other_file(
+    exported: Artifact, photos: list[Path], tmp_path: Path
+) -> None:
+    bundle = write_bundle(exported, tmp_path)
+    with (bundle / exported.path.name).open("ab") as file:
+        file.write(b"more")
+
+    answer = run_program(bundle, photos[0])
+
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == (
+        f"{exported.path.name} is not the file that was measured: copy it again\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,27 @@ def test_trusted_file_is_evaluated_with_the_data_of_its_run(
 
     alone = path.rename(tmp_path / path.name)
     assert main_eval([str(alone), "--trust"]) == 2  # nothing says which images it takes
-    assert "has no manifest onnx-fp32.json beside it" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no manifest onnx-fp32.json beside it" in line
+    assert line.endswith(
+        "outside its run nothing else says which images it takes: "
+        "put it back, or its manifest beside it"
+    )
+
+
+def test_memory_that_runs_out_is_one_line(
+    run: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fake_full_memory(session: EagerSession, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to\nmore")
+
+    monkeypatch.setattr(EagerSession, "run", fake_full_memory)
+
+    assert main_eval([str(run.path)]) == 1
+    assert capsys.readouterr().err == (
+        f"zoo-eval: {run.path}: DefaultCPUAllocator: can't allocate memory: you tried to: "
+        "pass a smaller --batch\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,22 @@ def test_a_damaged_run_of_a_folder_is_said_and_stops_no_other(
     assert capsys.readouterr().err == f"{told}\n"
 
 
+def test_a_named_run_that_is_none_stops_no_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MachineError("not today")
+
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main(["nowhere", str(run)])
+
+    told, *rest = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert told.startswith("zoo-export: there is no run nowhere")
+    assert rest == [f"zoo-export: exporting {run} to onnx fp32", "zoo-export: not today"]
+
+
 @pytest.mark.parametrize("option", ["--bundle", "--triton"])
 @pytest.mark.parametrize("what", ["run", "file"])
 def test_what_is_handed_over_is_no_folder_for_it(

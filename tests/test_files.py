@@ -1,7 +1,9 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,42 @@ def test_files_that_belong_together_stay_as_they_were_if_one_fails(tmp_path: Pat
 
     assert caught.value.filename == str(tmp_path / "net.bin")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"net.xml": "old"}
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    left, held, young = (tmp_path / f".part-{name}" for name in ("left", "held", "young"))
+    for folder in (left, held, young):
+        folder.mkdir()
+        (folder / "net.xml").write_text("half")
+    for folder in (left, held):
+        os.utime(folder, (0, 0))
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+    with atomic_files(tmp_path / "net.xml", last=tmp_path / "net.json") as part:
+        part.write_text("new")
+
+    os.close(handle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [held.name, young.name, "net.xml"]
+    assert (held / "net.xml").read_text() == "half"
+
+
+def test_of_two_that_end_at_once_the_files_are_those_of_one(tmp_path: Path) -> None:
+    meet = threading.Barrier(2)
+
+    def write(who: str) -> None:
+        with atomic_files(tmp_path / "net.xml", last=tmp_path / "net.json") as part:
+            for suffix in (".xml", ".bin", ".json"):
+                part.with_suffix(suffix).write_text(who)
+            meet.wait()
+
+    for _ in range(100):
+        writers = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert len({path.read_text() for path in tmp_path.iterdir()}) == 1
 
 
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:

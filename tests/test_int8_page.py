@@ -178,6 +178,10 @@ def test_a_network_is_trained_quantised_and_left_the_next_time(
     text = record.read_text()
     assert script.main(options) == 0
     assert record.read_text() == text
+    record.unlink()
+    assert script.main(options) == 0  # of the same weights
+    again = read_cost(record)
+    assert (again.weights_sha256, again.targets) == (found.weights_sha256, found.targets)
     assert capfd.readouterr().err.count("zoo-train resnet_20 --recipe quick") == 1
 
 

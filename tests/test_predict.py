@@ -177,6 +177,29 @@ def test_what_is_no_image_is_one_line_and_stops_no_other(
     assert prediction["error"] == f"there is no image file {gone}: name files such as photo.jpg"
 
 
+def test_an_image_that_does_not_fit_memory_stops_no_other(
+    copied: Path,
+    images: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read = Image.open
+
+    def fake_full_memory(path: Path, **options: object) -> Image.Image:
+        if path == images[0]:
+            raise MemoryError
+        return read(path, **options)
+
+    monkeypatch.setattr(Image, "open", fake_full_memory)
+
+    assert main_predict([*map(str, images[:2]), "--artifact", str(copied)]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{images[1]}\n")
+    assert err == (
+        f"zoo-predict: {images[0]} cannot be read as an image (MemoryError): mend or remove it\n"
+    )
+
+
 def test_a_changed_file_is_refused_and_trusted(
     copied: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from absent_gpu import REASON, TargetOfAnAbsentGpu
-from export_helpers import files
+from export_helpers import edit, files
 
 import export
 from export.artifact import Artifact, read_manifest
@@ -165,6 +165,18 @@ def test_one_that_is_of_no_use_stops_no_other(
     assert first == f"zoo-export: there is no artifact {gone}: write it again with zoo-export"
     assert second.startswith(f"zoo-export: {damaged} is not valid JSON (")
     assert "trt fp32 agrees with eager" in proven
+
+
+@pytest.mark.parametrize("max_drop", ["a", [1], float("nan"), None, 5, True, -0.1])
+def test_what_int8_may_lose_is_a_share(
+    max_drop: object, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(copied.with_suffix(".json"), facts={"int8": {"max_drop": max_drop}})
+
+    assert main(["--prove", str(copied)]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"zoo-export: {copied.with_suffix('.json')} is not ")
 
 
 def test_failure_of_a_runtime_is_one_line_and_leaves_the_manifest(

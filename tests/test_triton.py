@@ -104,6 +104,17 @@ def test_a_folder_of_another_network_is_left_alone(
     assert tree(tmp_path) == before
 
 
+def test_a_version_that_takes_other_pixels_is_refused(exported: Artifact, tmp_path: Path) -> None:
+    add_to_repository(exported, tmp_path)
+    known = exported.input_preprocessing
+    other = replace(exported, preprocessing=replace(known, mean=(0.5, 0.5, 0.5)))
+
+    assert f"(x / 255 - {known.mean}) / {known.std}" in config(exported, NAME)
+    assert "(x / 255 - (0.5, 0.5, 0.5))" in config(other, NAME)
+    with pytest.raises(ZooError, match="holds another network"):
+        add_to_repository(other, tmp_path)
+
+
 def test_openvino_has_a_free_batch_axis_and_no_batching(
     in_openvino: Artifact, tmp_path: Path
 ) -> None:

@@ -1,16 +1,20 @@
 """Files that are whole or absent: a temporary name, fsync, rename."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import ZooError
+
+YOUNG_S = 60.0  # of a temporary folder whose maker may not have locked it yet
 
 
 @contextmanager
@@ -45,11 +49,15 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
     The files take the place of older ones in the folder of `main`, one by one, `last` in the end:
     a reader that finds `last` as it was or not at all knows that the others are not its own.
 
+    Of two processes that end at once one moves all of its files before the other. What a process
+    that was killed has left is removed.
+
     Raises:
         OSError: the folder cannot be written or the disk is full; all files are as they were.
     """
     main.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=main.parent, prefix=".part-") as name:
+    _drop_left(main.parent)
+    with tempfile.TemporaryDirectory(dir=main.parent, prefix=".part-") as name, _locked(Path(name)):
         folder = Path(name)
         try:
             yield folder / main.name
@@ -57,14 +65,41 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
             for part in parts:
                 part.chmod(0o666 & ~_umask())
                 _sync(part)
-            for part in parts:
-                part.replace(main.with_name(part.name))
+            with _locked(main.parent):
+                for part in parts:
+                    part.replace(main.with_name(part.name))
             _sync(main.parent)
         except OSError as error:
             inside = error.filename is not None and Path(error.filename).parent == folder
             if error.errno is not None and (inside or error.filename is None):
                 error.filename = str(main.with_name(Path(error.filename or main).name))
             raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process; where there are no locks, do nothing."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _drop_left(folder: Path) -> None:
+    """Remove temporary folders that no process holds any more."""
+    for part in folder.glob(".part-*"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime < YOUNG_S:
+                continue
+            handle = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 @contextmanager

@@ -95,7 +95,10 @@ def read_image(path: Path) -> Pixels:
             if "transparency" in image.info:  # a palette's, which convert("RGB") would warn about
                 image = image.convert("RGBA")
             image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as reason:
+    except (
+        *(OSError, ValueError, SyntaxError, EOFError, MemoryError),
+        Image.DecompressionBombError,
+    ) as reason:
         detail = str(reason) or type(reason).__name__
         raise DataError(
             f"{path} cannot be read as an image ({detail}): mend or remove it"

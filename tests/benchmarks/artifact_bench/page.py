@@ -67,20 +67,26 @@ def verdicts(sheets: Sequence[Sheet]) -> Iterator[str]:
 
 
 def baseline(sheet: Sheet, batch: int, threads: int) -> Entry | None:
-    """The faster of eager in both memory formats."""
-    return fastest(sheet, batch, threads, lambda entry: entry.backend in BASELINES)
-
-
-def fastest(
-    sheet: Sheet, batch: int, threads: int, is_wanted: Callable[[Entry], bool]
-) -> Entry | None:
-    """Of the entries that were measured there; None where none was."""
+    """The faster of eager in both memory formats; None where neither was measured."""
     found = [
         (timing.middle_ms(wall=threads > 1), number, entry)
         for number, entry in enumerate(sheet.entries)
-        if is_wanted(entry) and (timing := entry.timing(batch, threads)) is not None
+        if entry.backend in BASELINES and (timing := entry.timing(batch, threads)) is not None
     ]
     return min(found)[2] if found else None
+
+
+def fastest(sheet: Sheet, batch: int, is_wanted: Callable[[Entry], bool]) -> Entry | None:
+    """Of the entries measured on one thread, that which is most times as fast as the baseline."""
+    base = baseline(sheet, batch, 1)
+    if base is None:
+        return None
+    found = [
+        (_ratio(entry, base, batch, 1).value, -number, entry)
+        for number, entry in enumerate(sheet.entries)
+        if is_wanted(entry) and entry.timing(batch, 1) is not None
+    ]
+    return max(found)[2] if found else None
 
 
 def keeps_accuracy(sheet: Sheet, entry: Entry) -> bool | None:
@@ -92,7 +98,7 @@ def keeps_accuracy(sheet: Sheet, entry: Entry) -> bool | None:
 
 
 def _float_verdict(sheet: Sheet, batch: int, goal: float) -> Iterator[str]:
-    best = fastest(sheet, batch, 1, lambda entry: _is_float(sheet, entry))
+    best = fastest(sheet, batch, lambda entry: _is_float(sheet, entry))
     base = baseline(sheet, batch, 1)
     if best is not None and base is not None:
         ratio = _ratio(best, base, batch, 1)
@@ -104,8 +110,8 @@ def _float_verdict(sheet: Sheet, batch: int, goal: float) -> Iterator[str]:
 
 
 def _int8_verdict(sheet: Sheet, batch: int, goal: float) -> Iterator[str]:
-    whole = fastest(sheet, batch, 1, lambda entry: entry.precision == INT8)
-    base = fastest(sheet, batch, 1, lambda entry: _is_float(sheet, entry))
+    whole = fastest(sheet, batch, lambda entry: entry.precision == INT8)
+    base = fastest(sheet, batch, lambda entry: _is_float(sheet, entry))
     if whole is not None and base is not None:
         ratio = _ratio(whole, base, batch, 1)
         yield (
@@ -119,7 +125,7 @@ def _accurate_verdict(sheet: Sheet, batch: int) -> Iterator[str]:
     def is_wanted(entry: Entry) -> bool:
         return entry.backend not in TORCH and keeps_accuracy(sheet, entry) is True
 
-    best, base = fastest(sheet, batch, 1, is_wanted), baseline(sheet, batch, 1)
+    best, base = fastest(sheet, batch, is_wanted), baseline(sheet, batch, 1)
     if best is not None and base is not None:
         eager = next(entry for entry in sheet.entries if entry.backend == EAGER)
         yield (
