@@ -9,14 +9,17 @@ from benchmarks import memory_format
 from benchmarks.memory_format import Comparison
 
 from zoo.errors import RecordError
+from zoo.models import MODELS
+
+TIMES = (10.0, 20.0, 40.0, 10.0, 20.0, 40.0)  # of turns of which each pair is alike
 
 
 def comparison(model: str, ratio: float) -> Comparison:
     return Comparison(
         model=model,
         batch=8,
-        channels_last_ms=(10.0, 20.0, 40.0),
-        contiguous_ms=tuple(ratio * value for value in (10.0, 20.0, 40.0)),
+        channels_last_ms=TIMES,
+        contiguous_ms=tuple(ratio * value * (1 + turn / 100) for turn, value in enumerate(TIMES)),
         precision="bf16",
         device="cpu",
         torch="2.14.1",
@@ -25,14 +28,24 @@ def comparison(model: str, ratio: float) -> Comparison:
 
 
 def test_each_pass_is_divided_by_its_neighbour() -> None:
-    assert comparison("a", 1.5).quarters == pytest.approx((1.5, 1.5, 1.5))
+    found = comparison("a", 1.5).ratio
+
+    assert found.value == pytest.approx(1.5 * 1.025)
+    assert found.interval == pytest.approx((1.5, 1.5 * 1.05))
 
 
 def test_the_table_names_where_the_default_is_slower() -> None:
-    found = memory_format.table([comparison("a", 1.5), comparison("b", 0.9), comparison("c", 1.01)])
+    found = memory_format.table([comparison("a", 1.5), comparison("b", 0.9), comparison("c", 0.99)])
 
-    assert "is over 3% faster for 1 of 3 networks and over 3% slower for 1: b." in found
-    assert "| a | 8 | 1.50 | 1.50 to 1.50 | 20.0 |" in found.splitlines()
+    assert "Channels-last is faster for 1 of 3 networks and slower for 1: b." in found
+    assert "| a     |      8 | 1.54 (1.50 to 1.57) |             20.0 |" in found.splitlines()
+
+
+def test_the_committed_page_is_what_the_records_say() -> None:
+    found = memory_format.read(memory_format.FOLDER / memory_format.RECORDS)
+
+    assert {record.model for record in found} == set(MODELS)
+    assert (memory_format.FOLDER / memory_format.TABLE).read_text() == memory_format.table(found)
 
 
 def test_only_what_is_missing_is_measured(

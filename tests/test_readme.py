@@ -148,6 +148,19 @@ def test_the_efficiency_of_two_processes_is_as_told() -> None:
     assert f"a step of `vit_tiny` kept {efficiency} of its efficiency" in told
 
 
+def test_the_formats_of_memory_are_as_told() -> None:
+    page = (RESULTS / "memory_format" / "README.md").read_text()
+
+    (faster, networks, slower), *others = re.findall(
+        r"faster for (\d+) of (\d+) networks and slower for (\d+)", page
+    )
+
+    assert not others  # the README speaks of one machine
+    told = " ".join(README.split())
+    assert f"with which {faster} of our {networks} networks trained faster on a CPU" in told
+    assert f"and {slower} slower" in told
+
+
 def test_the_committed_report_is_that_of_the_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train(name: str, runs: Path, *, dataset: str, max_macs: float) -> None:
-    """Train a network within the bound, or go on with that; one that is trained is taken as it is."""
+    """Train a network within the bound, or go on with that; what is trained is left as it is."""
     begun = runs / folder_name(name, SEED)
     if (begun / META).is_file() and Checkpoint.open(begun).meta.finished_at is not None:
         return
