@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from small_runs import SHORT, few_of_each
 
 from training import Recipe, Runtime, named_recipe
-from training.loop import PROBE_STEPS, Prediction, Trainer
+from training.loop import PROBE_STEPS, Trainer
+from training.prediction import Prediction
 from zoo.data import Dataset, load_dataset
 from zoo.errors import ZooError
 from zoo.models import create_model

@@ -16,6 +16,7 @@ from training.augment import Augmentation, Policy
 from training.kernels import Choice, restore, use_fast_kernels
 from training.pipeline import make_source, to_tensors
 from training.precision import DTYPES
+from training.prediction import Prediction
 from training.recipe import Recipe, Runtime
 from training.step import Step
 from zoo.data import Dataset, Split, validation_split
@@ -61,19 +62,6 @@ class EpochMetrics:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """Seconds that the parts of a run will take, by a few real ones."""
-
-    step: float
-    held_out: float  # the evaluation after each epoch
-    test: float  # the one at the end
-
-    def seconds(self, *, steps: int, epochs: int) -> float:
-        """All of these steps, and the evaluations of so many epochs and at the end."""
-        return self.step * steps + self.held_out * epochs + self.test
 
 
 class NonFinite(MachineError):
@@ -205,7 +193,7 @@ class Trainer:
         )
 
     def step_seconds(self) -> float:
-        """Time of a step, the median of a few that are taken; what `predicted` undoes."""
+        """Time of a step: the median of a few, which change weights as any step does."""
         stepper = self.stepper
         self.kernels = self.kernels or self._fast_kernels()
         stepper.train_mode()
