@@ -317,7 +317,6 @@ def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: 
         f"zoo-train: the node at {place}, where all meet, is gone: "
         "continue with the same command and --resume auto on each",
     ]
-    assert not any("Traceback" in line or "frame #" in line for line in (*err, *told))
 
 
 def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:
