@@ -60,6 +60,11 @@ class Artifact:
         return self.preprocessing or Preprocessing.of(self.dataset)
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of each of its files by name."""
+        return self.files or {self.path.name: self.sha256}
+
+    @property
     def is_refuted(self) -> bool:
         """Whether a proof found that it is not the model."""
         return self.pending is not None and self.pending.startswith(REFUTED)
@@ -192,7 +197,7 @@ def check_digest(artifact: Artifact) -> None:
     Raises:
         ArtifactError: one is missing, was changed, or the manifest contradicts itself.
     """
-    files = artifact.files or {artifact.path.name: artifact.sha256}
+    files = artifact.digests
     if combined_digest(files) != artifact.sha256 or artifact.path.name not in files:
         raise ArtifactError(f"the manifest of {artifact.path} was changed or damaged: {AGAIN}")
     for name, promised in files.items():

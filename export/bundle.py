@@ -97,7 +97,7 @@ sys.exit(status)
 GUARD = """\
 lacking = set({sets!r}.split()) - set(Path("/proc/cpuinfo").read_text().split())
 if lacking:
-    sys.exit(f"{file} was compiled for CPUs with {{' and '.join(sorted(lacking))}}")
+    sys.exit(f"{{Path(PATH).name}} was compiled for CPUs with {{' and '.join(sorted(lacking))}}")
 """
 STATISTICS = """\
 MEAN = np.float32({mean}) * 255  # of the levels of a byte
@@ -195,7 +195,7 @@ def write_bundle(artifact: Artifact, folder: Path | None = None) -> Path:
     path = _unused((folder or _default(artifact)) / folder_name(artifact))
     with new_folder(path) as part:
         manifest = manifest_path(artifact.path)
-        for name in (*(artifact.files or (artifact.path.name,)), manifest.name):
+        for name in (*artifact.digests, manifest.name):
             shutil.copyfile(artifact.path.with_name(name), part / name)
         for name, text in (
             (LABELS, labels(artifact)),
@@ -226,8 +226,8 @@ def program(artifact: Artifact) -> str:
     return PROGRAM_TEXT.format(
         package=runtime.package,
         file=artifact.path.name,
-        digests=dict(artifact.files) or {artifact.path.name: artifact.sha256},
-        guard=GUARD.format(sets=sets, file=artifact.path.name) if sets else "",
+        digests=dict(artifact.digests),
+        guard=GUARD.format(sets=sets) if sets else "",
         load=load,
         statistics="" if artifact.is_raw else STATISTICS.format(mean=known.mean, std=known.std),
         stored=STORED_SIZE,
@@ -250,18 +250,18 @@ def readme(artifact: Artifact) -> str:
     accuracy, parity, data = artifact.accuracy, artifact.parity, artifact.dataset
     assert accuracy is not None  # a file is handed over only with its proof
     assert parity is not None
-    version = artifact.versions.get(runtime.package)
-    tied = artifact.target == "aoti" and version is not None
-    release = (version or "").partition("+")[0]  # what follows names a build that no index has
+    requirement = runtime.package
+    if artifact.target == "aoti" and (version := artifact.versions.get(runtime.package)):
+        requirement += f"=={version.partition('+')[0]}"  # what follows names a build of no index
     sets = _instruction_sets(artifact)
     origin = _origin(artifact)
     size = f"{known.image_size}, {known.image_size}"
     kind = f"{artifact.backend} in {artifact.precision}"
-    rows = [(name, f"the model, {kind}") for name in artifact.files or (artifact.path.name,)]
+    rows = [(name, f"the model, {kind}") for name in artifact.digests]
     rows.append((manifest_path(artifact.path).name, "SHA-256, accuracy, agreement, versions"))
     words = {
         "model": artifact.model,
-        "requirement": f"{runtime.package}=={release}" if tied else runtime.package,
+        "requirement": requirement,
         "input": f"(B, {size}, 3) uint8" if artifact.is_raw else f"(B, 3, {size}) float32",
         "output": "probabilities" if artifact.is_raw else "logits",
         "dataset": data.name,
@@ -304,11 +304,7 @@ def _check_target(artifact: Artifact) -> None:
 
 def _instruction_sets(artifact: Artifact) -> str:
     """What a CPU must have to run the code of the file; nothing where it holds none."""
-    if artifact.target != "aoti":
-        return ""
-    from export.to_aoti import package_facts
-
-    return str(package_facts(artifact.path).get("instruction_sets", ""))
+    return str(artifact.facts.get("instruction_sets", ""))
 
 
 def _default(artifact: Artifact) -> Path:

@@ -3,15 +3,14 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export import target_of
 from export.flags import eval_parser, predict_parser
 from zoo import command
-from zoo.errors import ArtifactError, MachineError, ZooError, first_line, is_out_of_memory
+from zoo.errors import ArtifactError, ZooError, first_line, one_line
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -41,7 +40,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     source, session = _opened(path, args)
     data = load_shown(source.dataset.name, args.data_dir)
     check_dataset(path, source.dataset, data)
-    with _named(path, small="pass a smaller --batch"):
+    with one_line(path, where_full="pass a smaller --batch"):
         result = evaluate_scores(
             session,
             data,
@@ -63,7 +62,7 @@ def _predict(args: argparse.Namespace) -> int:
     path: Path = args.artifact or args.run or newest_run(args.runs)
     source, session = _opened(path, args)
     found = []
-    with _named(path, small="name fewer images"):
+    with one_line(path, where_full="name fewer images"):
         for prediction in predict_files(
             session,
             args.images,
@@ -79,16 +78,6 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     return ZooError.exit_code if any(one.error is not None for one in found) else 0
-
-
-@contextmanager
-def _named(path: Path, *, small: str) -> Iterator[None]:
-    """Turn what torch or a runtime raises into one line; `small` helps where memory ran out."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as reason:
-        help_ = f": {small}" if is_out_of_memory(reason) else ""
-        raise MachineError(f"{path}: {first_line(reason)}{help_}") from reason
 
 
 def _opened(

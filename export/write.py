@@ -3,8 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +29,11 @@ from zoo import __version__
 from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
 from zoo.environment import capture
-from zoo.errors import DataError, MachineError, ZooError, first_line
+from zoo.errors import DataError, MachineError, ZooError, first_line, one_line
 from zoo.files import atomic_files, write_json
 from zoo.session import InferenceSession
 
+UNTOUCHED = "nothing was written"
 INPUT_LAYOUT = "NCHW float32 normalised"
 
 
@@ -60,7 +60,7 @@ def write_artifact(
             f"from bytes to probabilities is for .onnx files, not for {target.name}: use --to onnx"
         )
     path = artifact_path(reference.run.path, target.name, precision, target.suffix, raw=raw)
-    with _named(path):
+    with one_line(path, end=UNTOUCHED):
         return _written(reference, target, path, precision=precision, options=options, raw=raw)
 
 
@@ -156,7 +156,7 @@ def prove_artifact(
             manifest says that and nothing of an earlier proof, and the artifact stays out of every
             table.
     """
-    with _named(artifact.path):
+    with one_line(artifact.path, end=UNTOUCHED):
         return _proven_here(artifact, reference, target, device=device)
 
 
@@ -211,15 +211,6 @@ def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:
             f"{source} belongs to {expected.name} with digest {expected.digest[:12]}..., "
             f"but {data.name} as found has {data.digest[:12]}...: point --data-dir at the same data"
         )
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turn what torch or a runtime raises into one line with the name of the file at hand."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as reason:
-        raise MachineError(f"{path}: {first_line(reason)}: nothing was written") from reason
 
 
 def _tolerance(target: ExportTarget, precision: str, *, max_drop: float) -> Tolerance:

@@ -311,6 +311,11 @@ def test_files_of_a_manifest_are_data(exported: Artifact, tmp_path: Path) -> Non
     answer = run_program(bundle, image)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert (bundle / "labels.txt").read_text().splitlines()[:2] == ["../x", "two?lines"]
+    tied = replace(find_artifact(path), facts={"instruction_sets": "'\nraise SystemExit(7)\n#"})
+    (bundle / "predict.py").write_text(program(tied))
+    answer = run_program(bundle, image)
+    assert answer.returncode == 1
+    assert " was compiled for CPUs with " in answer.stderr
 
 
 def test_what_runs_only_with_more_is_refused(exported: Artifact, tmp_path: Path) -> None:

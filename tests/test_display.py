@@ -122,6 +122,11 @@ def test_a_network_is_trained_without_rich_and_matplotlib(tmp_path: Path) -> Non
     assert not (tmp_path / "runs" / "resnet_20-s0" / "curves.png").exists()
 
 
+def test_the_bar_is_gone_at_the_end() -> None:
+    assert TrainingDisplay().bar.live.transient
+    assert not TransferDisplay().bar.live.transient
+
+
 def test_the_bar_tells_speed_loss_accuracy_and_time_left() -> None:
     progress = Progress(
         epoch=1,

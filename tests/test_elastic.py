@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from few_images import picture_folder
 from small_runs import FOLDER, TINY, lines
 
-from training.elastic import Launch
+from training.elastic import Launch, launch
 from training.processes import has_idle_parameters
 from training.state import read_state
 from zoo.checkpoint import Checkpoint
@@ -312,11 +313,28 @@ def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: 
 
     assert (code, err[-1]) == (143, "zoo-train: terminated")
     assert other == 1
-    assert told == [
-        *told[:-1],
+    assert told[-1] == (
         f"zoo-train: the node at {place}, where all meet, is gone: "
-        "continue with the same command and --resume auto on each",
-    ]
+        "continue with the same command and --resume auto on each"
+    )
+    assert not any("Traceback" in line or "frame #" in line for line in (*err, *told))
+
+
+def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def fake_launch(config: object, entrypoint: str) -> Callable[..., None]:
+        return lambda *arguments: threads.append(os.environ["OMP_NUM_THREADS"])
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fake_launch)
+    monkeypatch.setattr("training.elastic.usable_cores", lambda: 6)
+    for _ in range(2):
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")  # the user's own stays
+        launch([], Launch(nproc=2))
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        launch([], Launch(nproc=2))
+
+    assert threads == ["4", "3", "4", "3"]
 
 
 def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:

@@ -157,8 +157,8 @@ def test_the_formats_of_memory_are_as_told() -> None:
 
     assert not others  # the README speaks of one machine
     told = " ".join(README.split())
-    assert f"with which {faster} of our {networks} networks trained faster on a CPU" in told
-    assert f"and {slower} slower" in told
+    assert f"is faster for {faster} of our {networks} networks on one CPU thread, " in told
+    assert f"and slower for {slower} (" in told
 
 
 def test_the_committed_report_is_that_of_the_records(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.elastic import Launch, is_launched, is_worker, launch, speaks, work
+from training.elastic import Launch, is_launched, is_worker, launch, quiet_torch, speaks, work
 from training.options import Job, build_parser, make_job, make_runtime
 from training.recipes import describe_recipes
 from zoo.command import run
@@ -41,6 +41,8 @@ def _call(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     if args.replay is not None:
         _replay(args)
         return
+    if args.nproc is not None or args.nnodes is not None:
+        quiet_torch()
     job = make_job(args)
     _check_model(job)  # before any data is fetched
     if job.tensorboard:

@@ -83,6 +83,11 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def quiet_torch() -> None:
+    """Keep torch's C++ part from logging stacks of what we say in a line; before its import."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def launch(arguments: Sequence[str], wanted: Launch) -> None:
     """Run zoo-train with `arguments` in several processes until they are done.
 
@@ -94,7 +99,6 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         MachineError: the processes ended without one more often than they may be restarted.
         KeyboardInterrupt: (or what else the signal means) one came, and the processes saved.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
@@ -120,7 +124,7 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         try:
             elastic_launch(config, sys.executable)("-P", "-c", WORKER, *arguments)
         except RendezvousError as error:
-            if list(Path(folder).glob(f"*.{BEGAN}")):
+            if any(Path(folder).glob(f"*.{BEGAN}")):
                 raise MachineError(
                     f"the node at {wanted.endpoint}, where all meet, is gone: "
                     "continue with the same command and --resume auto on each"

@@ -69,7 +69,7 @@ def run_to_continue(
         if run.meta.finished_at is not None or is_under_way(run.path):
             continue
         try:
-            newest_state(run.path, _silent)
+            newest_state(run.path, lambda line: None)
         except CheckpointError as reason:
             note(f"{reason}; it is left as it is")
         else:
@@ -127,10 +127,6 @@ def require_same_run(path: Path, stored: RunMeta, given: RunMeta) -> None:
             f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
             "start a new run without --resume"
         )
-
-
-def _silent(line: str) -> None:
-    """Tell nobody."""
 
 
 def begun(run: Checkpoint) -> tuple[str, str]:

@@ -272,6 +272,8 @@ def _run(
         recompiles = compiled_graphs() - graphs
         return Compilation.of(trainer, step=predicted.step, eager=eager_step, recompiles=recompiles)
 
+    if trainer.runtime.compile:
+        folder.meta = replace(folder.meta, compilation=asdict(compilation()))
     ahead = epochs - first + 1
     report(
         Progress(

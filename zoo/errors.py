@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 OUT_OF_MEMORY = re.compile(
@@ -74,6 +75,24 @@ def first_line(reason: BaseException) -> str:
     """The first line of an error that may have many; its class where it says nothing."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     return lines[0] if lines else type(reason).__name__
+
+
+@contextmanager
+def one_line(subject: object, *, end: str = "", where_full: str = "") -> Iterator[None]:
+    """Turn what torch or a runtime raises into a line: the subject, the reason, and `end`.
+
+    Where memory ran out `where_full` stands in the place of `end`, if there is one.
+
+    Raises:
+        MachineError: the block raised a RuntimeError or MemoryError.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as reason:
+        last = where_full if where_full and is_out_of_memory(reason) else end
+        raise MachineError(
+            ": ".join(filter(None, (str(subject), first_line(reason), last)))
+        ) from reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -49,16 +49,12 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
     The files take the place of older ones in the folder of `main`, one by one, `last` in the end:
     a reader that finds `last` as it was or not at all knows that the others are not its own.
 
-    Of two processes that end at once one moves all of its files before the other. What a process
-    that was killed has left is removed.
+    Of two processes that end at once one moves all of its files before the other.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; all files are as they were.
     """
-    main.parent.mkdir(parents=True, exist_ok=True)
-    _drop_left(main.parent)
-    with tempfile.TemporaryDirectory(dir=main.parent, prefix=".part-") as name, _locked(Path(name)):
-        folder = Path(name)
+    with _part_folder(main.parent) as folder:
         try:
             yield folder / main.name
             parts = sorted(folder.iterdir(), key=lambda part: part.name == last.name)
@@ -74,6 +70,44 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
             if error.errno is not None and (inside or error.filename is None):
                 error.filename = str(main.with_name(Path(error.filename or main).name))
             raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; rename it to `path` if the block succeeds.
+
+    Raises:
+        OSError: there is a file or a filled folder at `path`, or it cannot be written; all is as
+            it was.
+    """
+    with _part_folder(path.parent) as part:
+        try:
+            yield part
+            for file in part.rglob("*"):
+                _sync(file)
+            part.chmod(0o777 & ~_umask())
+            _sync(part)
+            part.rename(path)
+            _sync(path.parent)
+        except OSError as error:
+            names = [name for name in (error.filename, error.filename2) if name is not None]
+            inside = [name for name in names if Path(name).is_relative_to(part)]
+            if error.errno is not None and (inside or not names):  # not the user's name
+                error.filename, error.filename2 = str(path), None
+            raise
+
+
+@contextmanager
+def _part_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder; those that processes left there which were killed are removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _drop_left(parent)
+    part = Path(tempfile.mkdtemp(dir=parent, prefix=".part-"))
+    try:
+        with _locked(part):
+            yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -100,34 +134,6 @@ def _drop_left(folder: Path) -> None:
                 shutil.rmtree(part, ignore_errors=True)
             finally:
                 os.close(handle)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; rename it to `path` if the block succeeds.
-
-    Raises:
-        OSError: there is a file or a filled folder at `path`, or it cannot be written; all is as
-            it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=".part-"))
-    try:
-        yield part
-        for file in part.rglob("*"):
-            _sync(file)
-        part.chmod(0o777 & ~_umask())
-        _sync(part)
-        part.rename(path)
-        _sync(path.parent)
-    except OSError as error:
-        names = [name for name in (error.filename, error.filename2) if name is not None]
-        inside = [name for name in names if Path(name).is_relative_to(part)]
-        if error.errno is not None and (inside or not names):  # not the user's name
-            error.filename, error.filename2 = str(path), None
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -13,6 +13,7 @@ from zoo.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for some others Pillow starts programs
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError)  # what Pillow raises
 TEST_FRACTION = 0.2
 TEST_FOLDERS = ("test", "val")
 
@@ -95,10 +96,7 @@ def read_image(path: Path) -> Pixels:
             if "transparency" in image.info:  # a palette's, which convert("RGB") would warn about
                 image = image.convert("RGBA")
             image = image.convert("RGB")
-    except (
-        *(OSError, ValueError, SyntaxError, EOFError, MemoryError),
-        Image.DecompressionBombError,
-    ) as reason:
+    except (*UNREADABLE, Image.DecompressionBombError) as reason:
         detail = str(reason) or type(reason).__name__
         raise DataError(
             f"{path} cannot be read as an image ({detail}): mend or remove it"

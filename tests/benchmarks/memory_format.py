@@ -41,7 +41,7 @@ Time of a forward and a backward pass with images and weights in torch's contigu
 divided by that in channels-last: the median of the ratios of passes that followed one another, and
 its 95% interval. Above 1 channels-last is faster; it is what `zoo-train` uses unless
 `--memory-format contiguous` says otherwise. Where the interval holds 1 no difference is shown; of
-networks without any, one in 40 seems faster and one in 40 slower.
+networks without any, no more than one in 40 would seem faster, and as many slower.
 """
 
 
