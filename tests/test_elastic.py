@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,10 @@ from zoo.own import load_function
 TESTS = Path(__file__).parent
 SPARE = "tiny_network:spare"
 DEADLINE = 500.0  # seconds
+UNSAFE = (
+    "after a restart by torchrun the processes may not find each other: "
+    "let zoo-train --nproc or --nnodes start them"
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +114,39 @@ def wait_for_step(run: Path, place: list[int], process: "subprocess.Popen[str]")
         time.sleep(0.05)
 
 
-def workers(process: "subprocess.Popen[str]") -> list[int]:
-    """The processes that the launcher started, in their order."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+@dataclass(frozen=True, order=True)
+class Worker:
+    """A process that the launcher started."""
+
+    rank: int
+    pid: int
+    restarts: int
+    store: int  # the port where they find each other
+
+
+def workers(process: "subprocess.Popen[str]") -> list[Worker]:
+    """The processes that the launcher started and that have not ended, in their order."""
     found = []
-    for child in children:
-        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
-        ranks = [entry[5:] for entry in environment if entry.startswith("RANK=")]
-        found += [(int(rank), int(child)) for rank in ranks]
-    return [child for _, child in sorted(found)]
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        entries = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        known = dict(entry.partition("=")[::2] for entry in entries)
+        if "RANK" in known:  # else it is not yet one of ours, or not any more
+            rank, restarts, port = (
+                int(known[key]) for key in ("RANK", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+            )
+            found.append(Worker(rank, int(child), restarts, port))
+    return sorted(found)
+
+
+def wait_for_restart(process: "subprocess.Popen[str]") -> list[Worker]:
+    """The processes that took the place of those that the launcher started first."""
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError):  # one ended while we looked
+            if len(found := [each for each in workers(process) if each.restarts]) == 2:
+                return found
+        time.sleep(0.05)
+    return []
 
 
 @pytest.mark.slow
@@ -130,10 +160,15 @@ def test_a_killed_process_leads_to_a_restart_from_the_last_save(
     killed = begin(command, *options, str(tmp_path / "killed"))
     wait_for_step(tmp_path / "killed" / FOLDER, [2, 0], killed)
 
-    os.kill(workers(killed)[1], signal.SIGKILL)
+    before = workers(killed)
+    os.kill(before[1].pid, signal.SIGKILL)
+    after = wait_for_restart(killed)
     code, out, err = end(killed)
 
     assert code == 0, err
+    # A store that was there before them tells them where the killed ones listened.
+    assert {each.store for each in after}.isdisjoint(each.store for each in before)
+    assert [each.restarts for each in after] == [1, 1]
     assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
     again = [line for line in err if line.startswith("continuing ")]
     assert len(again) == 1
@@ -181,7 +216,8 @@ def started(how: str, options: list[str]) -> "list[subprocess.Popen[str]]":
     if how == "--nproc":
         return [begin([sys.executable, *module, *options, "--nproc", "2"])]
     if how == "torchrun":
-        return [begin([sys.executable, *torchrun, "--nproc-per-node", "2", *module, *options])]
+        wanted = ("--nproc-per-node", "2", "--max-restarts", "1")
+        return [begin([sys.executable, *torchrun, *wanted, *module, *options])]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         meeting = f"localhost:{free.getsockname()[1]}"
@@ -196,6 +232,7 @@ def test_two_processes_take_the_steps_of_one(
     ended = [end(process) for process in started(how, [*options, str(tmp_path)])]
 
     assert [code for code, _, _ in ended] == [0] * len(ended), ended
+    assert ended[0][2].count(UNSAFE) == (how == "torchrun")
     assert [path.name for path in tmp_path.iterdir()] == ["vit_tiny-s0"]
     two = Checkpoint.open(tmp_path / "vit_tiny-s0")
     assert (one.meta.processes, two.meta.processes) == (1, 2)

@@ -78,6 +78,15 @@ def is_launched() -> bool:
     return OUTCOME in os.environ
 
 
+def restarts_are_unsafe() -> bool:
+    """Whether a launcher may restart this process with the store that it has now.
+
+    torchrun keeps it, and with it where the processes before listened (pytorch/pytorch#135712).
+    """
+    shares = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return shares and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 def speaks() -> bool:
     """Whether this process is the one that shows progress and prints: of several, the first."""
     return os.environ.get("RANK", "0") == "0"
@@ -109,6 +118,9 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say, we say in a line
     least, most = wanted.nodes
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // wanted.nproc)))
+    # One store for all restarts still says where the processes that ended listened: the new ones
+    # sometimes wait for those, or are refused (pytorch/pytorch#135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=least,
         max_nodes=most,

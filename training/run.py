@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.break_even import Compilation, compiled_graphs
+from training.elastic import restarts_are_unsafe
 from training.event_log import Log, event_log
 from training.folder import RunFolder, first_meta
 from training.lock import UnderWay
@@ -85,6 +86,11 @@ def train(
     report, note = on_progress or _silent, on_note or _silent
     if count := Job.current().restarts:
         note(f"a process of this run ended: all begin again from its last save (restart {count})")
+    if restarts_are_unsafe():
+        note(
+            "after a restart by torchrun the processes may not find each other: "
+            "let zoo-train --nproc or --nnodes start them"
+        )
     wanted = Wanted(
         image_size=image_size,
         pretrained=pretrained,
