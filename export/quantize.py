@@ -1,5 +1,6 @@
 """int8 in the graph: explicit quantisation, with ranges from training images."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,8 @@ def quantise(
         logits = predict(session, calibration.validation.images, calibration.preprocessing)
         return int(right(logits, labels).sum()) / count
 
-    allowed = int(eager.sum()) / count - calibration.max_drop
+    lost = math.floor(calibration.max_drop * count + 1e-9)  # images; 0.005 * 5000 is 25
+    allowed = (int(eager.sum()) - lost) / count
     choice = kept_in_float(inferred, layers, rounded, calibration, top1, at_least=allowed)
     eager_top1 = int(eager.sum()) / count
     if choice.top1 < allowed:

@@ -39,12 +39,14 @@ Rounded = Callable[[Collection[Layer]], "onnx.ModelProto"]  # all but these laye
 def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[Layer]:
     """The layers of a graph that quantising these operators would round, in its order.
 
-    An addition of two branches goes with the layer that comes later in the graph.
+    An addition of two branches goes with the layer that comes later in the graph, what comes before
+    any layer with the first.
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     owners: dict[str, int] = {}  # value -> layer that it comes from
     names: list[str] = []
     nodes: list[list[str]] = []
+    before: list[str] = []
     for node in proto.graph.node:
         has_weights = len(node.input) > 1 and node.input[1] in constants
         if node.op_type in WEIGHTED and node.op_type in operators and has_weights:
@@ -54,10 +56,12 @@ def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[La
             nodes.append([node.name])
         else:
             owner = max((owners[name] for name in node.input if name in owners), default=-1)
-            if owner >= 0 and node.op_type in operators:
-                nodes[owner].append(node.name)
+            if node.op_type in operators:
+                (nodes[owner] if owner >= 0 else before).append(node.name)
         if owner >= 0:
             owners.update(dict.fromkeys(node.output, owner))
+    if nodes:
+        nodes[0][:0] = before
     return [Layer(name, tuple(group)) for name, group in zip(names, nodes, strict=True)]
 
 

@@ -14,11 +14,10 @@ from export.tensorrt_api import (
     message_log,
 )
 from export.tensorrt_inspect import LayerTypes, network_layer_types
+from export.to_onnx import refuse_one_attention
 from zoo.errors import ArtifactError, MachineError, ZooError
 from zoo.files import write_atomic
 from zoo.machine import Gpu
-
-NEWEST_OPSET = 22  # from 23 on attention is one operator: TensorRT-RTX 1.7 fails on it in fp32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +40,7 @@ def check_options(flavor: Flavor, options: ExportOptions) -> None:
         raise ZooError(f"the batch to tune for lies in 1 to {MAX_BATCH}, got {options.opt_batch}")
     if options.trt_workspace_mib is not None and options.trt_workspace_mib < 1:
         raise ZooError(f"--trt-workspace takes MiB, 1 or more, got {options.trt_workspace_mib}")
-    if options.opset is not None and options.opset > NEWEST_OPSET:
-        raise ZooError(
-            f"--to trt takes graphs up to opset {NEWEST_OPSET}, got --opset {options.opset}"
-        )
+    refuse_one_attention(options.opset, target="trt")
     if flavor.name != "rtx":
         return
     if options.trt_timing_cache is not None:

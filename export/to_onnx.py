@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OPSET = 20  # TensorRT 10.4 and ONNX Runtime 1.20, the last for compute capability 7.0, read it
 OPSETS = range(18, 24)  # that torch's exporter writes
+NEWEST_WITHOUT_ATTENTION = 22  # as one operator
 IR_VERSION, NEWEST_IR_VERSION = 10, 11  # for opsets up to 22, as old readers want; for 23
 INPUT, OUTPUT = "images", "logits"
 
@@ -126,6 +127,17 @@ def onnx_graph(
     onnx.helper.set_model_props(proto, dict(metadata))
     _check(proto)
     return proto
+
+
+def refuse_one_attention(opset: int | None, *, target: str) -> None:
+    """Refuse an opset in which attention is one operator, for a target that gets it wrong.
+
+    TensorRT-RTX 1.7 fails on it in fp32; OpenVINO 2026.4 gives wrong logits where there are as
+    many heads as tokens.
+    """
+    newest = NEWEST_WITHOUT_ATTENTION
+    if opset is not None and opset > newest:
+        raise ZooError(f"--to {target} takes graphs up to opset {newest}, got --opset {opset}")
 
 
 def check_opset(opset: int | None) -> None:

@@ -55,12 +55,14 @@ class OpenVinoTarget:
 
         Raises:
             MissingPackageError: openvino or an ONNX package is not installed.
+            ZooError: the opset has an operator for attention, whose products cannot be split.
             MachineError: the model cannot be expressed in ONNX, or OpenVINO cannot read that, or in
                 int8 the model loses too much or OpenVINO computes it in float all the same.
         """
         require("openvino", extra="openvino", needed_by="--to openvino")
-        from export.to_onnx import onnx_graph
+        from export.to_onnx import onnx_graph, refuse_one_attention
 
+        refuse_one_attention(options.opset, target=self.name)
         proto = onnx_graph(model, example, metadata=metadata, opset=options.opset)
         facts: dict[str, Any] = {}
         if precision == "int8":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto
 from small_network import SIZE, images, small_network
+from torch import nn
 
 import export.to_onnx
 import export.to_openvino
@@ -442,6 +443,22 @@ def test_a_layer_is_named_after_its_module_and_takes_what_follows(graph: onnx.Mo
     assert "Relu" in [kinds[name] for name in layers[0].nodes]
     every = [name for layer in layers for name in layer.nodes]
     assert len(every) == len(set(every))
+
+
+def test_what_comes_before_any_layer_goes_with_the_first(calibration: Calibration) -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.max_pool2d(images * 0.5 + 0.5, 2))
+
+    network = Scaled(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    proto = onnx_graph(network.eval(), images(2), metadata={"cifar_zoo_version": "0"})
+    layers = find_layers(proto, CPU.operators)
+
+    left = with_quantisers(proto, CPU, found_ranges(proto, calibration), layers)
+
+    kinds = {node.name: node.op_type for node in proto.graph.node}
+    assert {"Mul", "Add", "MaxPool"} <= {kinds[name] for name in layers[0].nodes[:-1]}
+    assert precision_of(left) == "fp32"
 
 
 def test_all_layers_in_float_leave_the_graph_as_it_was(

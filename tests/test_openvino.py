@@ -24,7 +24,7 @@ from export.target import MAX_BATCH, ExportOptions
 from export.to_openvino import OpenVinoSession
 from zoo.data import load_dataset
 from zoo.environment import cpu_flags, has_bf16_units
-from zoo.errors import ArtifactError, MachineError, MissingPackageError
+from zoo.errors import ArtifactError, MachineError, MissingPackageError, ZooError
 from zoo.models.coatnet import plain_transformer_stage
 from zoo.session import torch_threads
 
@@ -37,14 +37,19 @@ BF16 = pytest.param(
 )
 
 
-def write(path: Path, precision: str = "fp32", network: nn.Module | None = None) -> Path:
+def write(
+    path: Path,
+    precision: str = "fp32",
+    network: nn.Module | None = None,
+    opset: int | None = None,
+) -> Path:
     TARGET.export(
         network or small_network(),
         images(2),
         path,
         precision=precision,
         metadata=METADATA,
-        options=ExportOptions(),
+        options=ExportOptions(opset=opset),
     )
     return path
 
@@ -339,14 +344,23 @@ def test_network_of_a_fixed_shape_for_the_first_numbers(written: dict[str, Path]
     assert set(session._requests) == {1, 2, 3, 4, None}
 
 
-def test_attention_with_as_many_heads_as_tokens(tmp_path: Path) -> None:
+def test_opset_with_attention_as_one_operator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ZooError) as caught:
+        write(tmp_path / "one.xml", opset=23)
+
+    assert str(caught.value) == "--to openvino takes graphs up to opset 22, got --opset 23"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opset", [None, 22])
+def test_attention_with_as_many_heads_as_tokens(opset: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     stage = plain_transformer_stage(nn.Conv2d(3, 32, 8, stride=8), 32, [0.0], heads=4)
     network = nn.Sequential(stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
     for values in network.parameters():
         nn.init.normal_(values, std=0.3)
 
-    path = write(tmp_path / "four.xml", network=network)
+    path = write(tmp_path / "four.xml", network=network, opset=opset)
 
     session = OpenVinoSession(path)
     for count in (1, 2, 6):

@@ -390,3 +390,12 @@ def test_an_option_that_the_network_lacks_is_named(data: Dataset) -> None:
     assert str(caught.value) == (
         "model 'resnet_20' has no option 'drop_path': it takes none but num_classes and image_size"
     )
+
+
+@pytest.mark.parametrize("recipe", [STUDY, QUICK])
+def test_what_is_stretched_or_scaled_twice_is_so_once(recipe: Recipe) -> None:
+    for number in range(2, 300):
+        longer, larger = with_epochs(recipe, number), scaled(recipe, number)
+
+        assert with_epochs(longer, number) == longer
+        assert scaled(larger, number) == larger

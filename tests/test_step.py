@@ -115,6 +115,48 @@ def test_both_memory_formats_compute_the_same(few: Dataset) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_evaluation_leaves_all_tensors_in_their_places(
+    channels_last: bool, ema_decay: float, few: Dataset
+) -> None:
+    recipe = replace(SHORT, ema_decay=ema_decay)
+    run = trainer(recipe, few, model="resnet_20", channels_last=channels_last)
+
+    def places() -> dict[str, tuple[int, tuple[int, ...]]]:
+        return {key: (t.data_ptr(), t.stride()) for key, t in run.stepper.tensors().items()}
+
+    before = places()
+    run.predicted()
+    run.evaluate(few.test)
+
+    assert {key: place for key, place in places().items() if key in before} == before
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_run_goes_on_in_the_other_memory_format(
+    channels_last: bool, optimizer: str, few: Dataset
+) -> None:
+    recipe = replace(SHORT, optimizer=optimizer)
+    begun = trainer(recipe, few, model="resnet_20", channels_last=channels_last)
+    after(begun, 1)
+    same, other = (
+        trainer(recipe, few, model="resnet_20", channels_last=there)
+        for there in (channels_last, not channels_last)
+    )
+    for run in (same, other):
+        run.load_state(begun.state())
+
+    states = [run.state() for run in (same, other)]
+    ends = [next(run.run_steps(1)) and run.stepper.tensors() for run in (same, other)]
+
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    moments = [key for key in ends[0] if key.startswith("optimizer.") and ends[0][key].ndim > 1]
+    mine, theirs = (torch.cat([end[key].flatten() for key in moments]) for end in ends)
+    assert (mine - theirs).norm() < 0.1 * theirs.norm()  # wrongly laid out: as far as strangers
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_steps_before_a_capture_lie_within_a_short_epoch(
     steps: int, few: Dataset, monkeypatch: pytest.MonkeyPatch

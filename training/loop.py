@@ -180,7 +180,7 @@ class Trainer:
         before = self.stepper.state()
         step = self.step_seconds()
         self.stepper.load_state(before)
-        session = EagerSession(self.selected, device=str(self.device))
+        session = self._session()
         batch = PROBE_IMAGES[self.device.type]
         part = self.data.test.images[:batch]
         evaluation = min(
@@ -338,7 +338,7 @@ class Trainer:
         if self.world > 1:  # the statistics of batch norms that are stored are the first process's
             for buffer in self.selected.buffers():
                 buffer.copy_(broadcast(buffer))
-        session = EagerSession(self.selected, device=str(self.device))
+        session = self._session()
         found = Accuracy(0.0, 0.0, 0)  # of a process for which there are no images
         if len(labels):
             found = accuracy(self._predict(session, images), labels)
@@ -386,6 +386,11 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
+
+    def _session(self) -> EagerSession:
+        """What evaluates; weights stay where they are, for a CUDA graph knows their place."""
+        channels_last = self.runtime.channels_last
+        return EagerSession(self.selected, device=str(self.device), channels_last=channels_last)
 
     def _predict(self, session: EagerSession, images: np.ndarray | Tensor) -> Tensor:
         batch = EVALUATION_BATCH[self.device.type]

@@ -179,6 +179,8 @@ def require(value: Any, checks: dict[str, tuple[bool, str]]) -> None:
 
 def with_epochs(recipe: Settings, epochs: int) -> Settings:
     """The same recipe stretched to `epochs`; the warm-up keeps its share of them."""
+    if epochs == recipe.epochs:  # again: a quotient would round once more
+        return recipe
     return replace(
         recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * epochs / recipe.epochs
     )
@@ -190,6 +192,8 @@ def scaled(recipe: Recipe, batch_size: int) -> Recipe:
     Source:
         Goyal et al. 2017, arXiv:1706.02677, section 2.1. Warm-up stays what the recipe says.
     """
+    if batch_size == recipe.batch_size:
+        return recipe
     rate = recipe.peak_lr * batch_size / recipe.batch_size
     return replace(recipe, batch_size=batch_size, peak_lr=rate)
 

@@ -190,8 +190,11 @@ class Step:
             kind, _, rest = name.partition(".")
             if kind == "optimizer" and name not in known:
                 index, _, key = rest.partition(".")
-                copied = value.to(self.device, copy=True)
-                self.optimizer.state[parameters[int(index)]][key] = copied
+                parameter = parameters[int(index)]
+                here = value.to(self.device, copy=True)
+                if value.shape == parameter.shape:  # fused optimisers walk both as they lie
+                    here = torch.empty_like(parameter, dtype=value.dtype).copy_(here)
+                self.optimizer.state[parameter][key] = here
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 if name in state:

@@ -38,7 +38,9 @@ class InferenceSession(Protocol):
 
 
 class EagerSession:
-    """torch, operation by operation, in channels-last memory format.
+    """torch, operation by operation, in channels-last memory format or the one that is named.
+
+    The model is changed in place: one in another format moves.
 
     Raises:
         MachineError: `device` is a GPU that torch cannot use.
@@ -47,17 +49,20 @@ class EagerSession:
     backend = "eager"
     precision = "fp32"
 
-    def __init__(self, model: nn.Module, *, device: str = "cpu") -> None:
+    def __init__(
+        self, model: nn.Module, *, device: str = "cpu", channels_last: bool = True
+    ) -> None:
         require_kernels(device)
         self.device = device
         self.runtime = f"torch {torch.__version__}"
-        self.model: nn.Module = model.eval().to(device).to(memory_format=torch.channels_last)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model: nn.Module = model.eval().to(device).to(memory_format=self.format)
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of one batch."""
         exact = tf32(allowed=False) if self.device.startswith("cuda") else nullcontext()
         with torch.inference_mode(), exact:
-            return self._forward(images.contiguous(memory_format=torch.channels_last))
+            return self._forward(images.contiguous(memory_format=self.format))
 
     def synchronize(self) -> None:
         """Wait for the GPU, where there is one."""
