@@ -1,5 +1,6 @@
 """Does an artifact answer worse than eager on the same images, by more than chance?"""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,7 +29,7 @@ class Comparison:
         lost = self.only_eager_right - self.only_artifact_right
         fell = f"top-1 fell from {self.eager_top1:.2%} to {self.top1:.2%}"
         is_chance = lost <= 0 or self.p_value >= SIGNIFICANT
-        if lost > self.max_drop * self.images and not (self.is_lossy and is_chance):
+        if lost > most_lost(self.max_drop, self.images) and not (self.is_lossy and is_chance):
             return f"{fell}, more than the {100 * self.max_drop:.2f} points allowed"
         if not (self.is_lossy or is_chance):
             return (
@@ -37,6 +38,11 @@ class Comparison:
                 f"{self.only_artifact_right} in the artifact only (McNemar p = {self.p_value:.2g})"
             )
         return None
+
+
+def most_lost(max_drop: float, images: int) -> int:
+    """How many of these images a drop of top-1 by `max_drop`, and no more, may cost."""
+    return math.floor(max_drop * images + 1e-9)  # 0.29 * 100 lies below 29
 
 
 def compare_answers(

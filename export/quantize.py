@@ -1,11 +1,11 @@
 """int8 in the graph: explicit quantisation, with ranges from training images."""
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from export.calibrate import Calibration, right
+from export.mcnemar import most_lost
 from export.ranges import Range, value_ranges
 from export.sensitivity import WEIGHTED, Layer, find_layers, kept_in_float
 from export.target import require
@@ -100,8 +100,7 @@ def quantise(
         logits = predict(session, calibration.validation.images, calibration.preprocessing)
         return int(right(logits, labels).sum()) / count
 
-    lost = math.floor(calibration.max_drop * count + 1e-9)  # images; 0.005 * 5000 is 25
-    allowed = (int(eager.sum()) - lost) / count
+    allowed = (int(eager.sum()) - most_lost(calibration.max_drop, count)) / count
     choice = kept_in_float(inferred, layers, rounded, calibration, top1, at_least=allowed)
     eager_top1 = int(eager.sum()) / count
     if choice.top1 < allowed:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from export import mcnemar
 from export.bisect import bisected
 from export.blame import first_stray
-from export.mcnemar import compare_answers, exact_p_value
+from export.mcnemar import compare_answers, exact_p_value, most_lost
 from export.parity import compare
 from export.proof import Reference, Unproven, prove
 from export.target import ExportOptions, Tolerance
@@ -350,3 +350,9 @@ def test_layer_is_found_by_halving_where_a_format_shows_none(
     )
 
     assert (stray and stray.module) == module
+
+
+@pytest.mark.parametrize(("max_drop", "images", "lost"), [(0.005, 5000, 25), (0.29, 100, 29)])
+def test_a_drop_of_exactly_the_limit_is_allowed(max_drop: float, images: int, lost: int) -> None:
+    assert most_lost(max_drop, images) == lost
+    assert most_lost(max_drop, images - 1) == lost - 1

@@ -149,10 +149,12 @@ def test_a_run_goes_on_in_the_other_memory_format(
         run.load_state(begun.state())
 
     states = [run.state() for run in (same, other)]
-    ends = [next(run.run_steps(1)) and run.stepper.tensors() for run in (same, other)]
+    for run in (same, other):
+        next(run.run_steps(1))
 
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    moments = [key for key in ends[0] if key.startswith("optimizer.") and ends[0][key].ndim > 1]
+    ends = [run.stepper.tensors() for run in (same, other)]
+    moments = [key for key, t in ends[0].items() if key.startswith("optimizer.") and t.ndim > 1]
     mine, theirs = (torch.cat([end[key].flatten() for key in moments]) for end in ends)
     assert (mine - theirs).norm() < 0.1 * theirs.norm()  # wrongly laid out: as far as strangers
 

@@ -191,10 +191,10 @@ class Step:
             if kind == "optimizer" and name not in known:
                 index, _, key = rest.partition(".")
                 parameter = parameters[int(index)]
-                here = value.to(self.device, copy=True)
-                if value.shape == parameter.shape:  # fused optimisers walk both as they lie
-                    here = torch.empty_like(parameter, dtype=value.dtype).copy_(here)
-                self.optimizer.state[parameter][key] = here
+                # As the parameter lies, for fused optimisers walk both; filled below.
+                like = parameter if value.shape == parameter.shape else value
+                room = torch.empty_like(like, dtype=value.dtype, device=self.device)
+                self.optimizer.state[parameter][key] = room
         with torch.no_grad():
             for name, tensor in self.tensors().items():
                 if name in state:
