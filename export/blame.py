@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from export.inner import inner_values
-from export.to_onnx import traced
+from export.to_onnx import modules_of, traced
 
 if TYPE_CHECKING:
     import onnx
-
-NOTE = "pkg.torch.onnx.name_scopes"  # by torch's exporter: the modules that a node lies in
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,11 +80,8 @@ def _values_of_modules(proto: "onnx.ModelProto") -> dict[str, str]:
     """The value that is each module's output, to its module, in the order of the graph."""
     last: dict[str, str] = {}
     for node in proto.graph.node:
-        for prop in node.metadata_props:
-            if prop.key == NOTE:
-                scopes = [part.strip(" '\"") for part in prop.value.strip("[]").split(",")]
-                for module in scopes[1:-1]:  # the model itself, modules, the operator
-                    last[module] = node.output[0]
+        for module in modules_of(node):
+            last[module] = node.output[0]
     order = {name: at for at, node in enumerate(proto.graph.node) for name in node.output}
     inmost_first = sorted(last, key=lambda module: (order[last[module]], -module.count(".")))
     values: dict[str, str] = {}

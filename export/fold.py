@@ -12,7 +12,8 @@ def fold_batch_norms(model: nn.Module, program: torch.export.ExportedProgram) ->
     """Fold each batch norm of `model` whose input is a convolution that nothing else sees.
 
     The graph of `program`, traced from `model`, tells which follows which; modules are changed in
-    place, and only those that compute nothing besides.
+    place, and only those that compute nothing besides and are called themselves: a network may
+    hand the weight of one to a function of its own, with another stride or without the bias.
     """
     parameters = program.graph_signature.inputs_to_parameters
     for norm in program.graph.nodes:
@@ -26,6 +27,8 @@ def fold_batch_norms(model: nn.Module, program: torch.export.ExportedProgram) ->
         if None in names or any(len(weight.users) > 1 for weight in weights):
             continue  # computed, absent, or used twice
         first, second = (str(name).rpartition(".")[0] for name in names)
+        if (first, second) != (_caller(conv), _caller(norm)):
+            continue
         module, batch_norm = model.get_submodule(first), model.get_submodule(second)
         if (
             type(module) is nn.Conv2d
@@ -35,3 +38,9 @@ def fold_batch_norms(model: nn.Module, program: torch.export.ExportedProgram) ->
             model.set_submodule(first, fuse_conv_bn_eval(module, batch_norm))
             model.set_submodule(second, nn.Identity())
     return model
+
+
+def _caller(node: torch.fx.Node) -> str:
+    """The path of the innermost module whose call made this node."""
+    *_, (path, _) = node.meta["nn_module_stack"].values()
+    return str(path)

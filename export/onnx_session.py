@@ -1,5 +1,6 @@
 """ONNX Runtime: one file on one provider, and never on another in its place."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ NUMPY = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 class OnnxSession:
-    """ONNX Runtime on the CPU, or on one NVIDIA GPU with TF32 off.
+    """ONNX Runtime on the CPU, or on one NVIDIA GPU with TF32 off: fp32 means fp32.
 
     A raw file of ours, which takes bytes, is fed with them or with normalised images, whose bytes
     are restored first.
@@ -36,7 +37,9 @@ class OnnxSession:
         run: (B, 3, H, W) float32, C-contiguous or copied -> (B, K) float32.
 
     Note:
-        The GPU path is not verified: no machine with a GPU has run it yet.
+        The GPU path is not verified: no machine with a GPU has run it yet. The TensorRT provider
+        has no option for TF32 (microsoft/onnxruntime#26029): with it TF32 is off in all libraries
+        of NVIDIA that the process has not used before.
 
     Raises:
         MissingPackageError: ONNX Runtime is not installed.
@@ -172,9 +175,10 @@ def _providers(wanted: str, device: str, precision: str) -> list[tuple[str, dict
     if wanted == CPU:
         return [(wanted, {})]
     index = device.partition(":")[2] or "0"
-    cuda = ("CUDAExecutionProvider", {"device_id": index, "use_tf32": "0"})  # fp32 means fp32
+    cuda = ("CUDAExecutionProvider", {"device_id": index, "use_tf32": "0"})
     if wanted == "CUDAExecutionProvider":
         return [cuda]
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     options = {"device_id": index}
     if precision != "fp32":
         options[f"trt_{precision}_enable"] = "1"

@@ -39,7 +39,8 @@ def lowered(
 
     fp16 and bf16 hold for weights and activations alike; torch's kernels still add up norms,
     softmax and means in float32. Batch norms after a convolution become part of it before they
-    are rounded, and with `fold` in fp32 too.
+    are rounded, and with `fold` in fp32 too. The program holds none of torch's notes on where a
+    node came from: they would hand on what is private, folders of this machine.
 
     Raises:
         MachineError: torch.export cannot trace the model.
@@ -50,14 +51,19 @@ def lowered(
     model = model.to(device).to(memory_format=torch.channels_last)
     if precision != "fp32":
         model = InPrecision(model, DTYPES[precision])
-    return traced(model, example.to(device))
+    program = traced(model, example.to(device))
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                for note in NOTES:
+                    node.meta.pop(note, None)
+    return program
 
 
 def traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """Trace `model` for batches of 1 to MAX_BATCH images of the example's size.
 
-    The program holds zeros in place of the example, and none of torch's notes on where a node came
-    from: both would hand on what is private, images and folders of this machine.
+    The program holds zeros in place of the example, which would hand on private images.
 
     Raises:
         MachineError: torch.export cannot trace it.
@@ -66,17 +72,11 @@ def traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     shapes = ({0: batch},)
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(
+            return torch.export.export(
                 model, (torch.zeros_like(example),), dynamic_shapes=shapes, strict=False
             )
     except Exception as reason:  # of torch's many kinds
         raise MachineError(f"torch.export cannot trace this model: {first_line(reason)}") from None
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                for note in NOTES:
-                    node.meta.pop(note, None)
-    return program
 
 
 @contextmanager

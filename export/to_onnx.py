@@ -25,6 +25,7 @@ OPSETS = range(18, 24)  # that torch's exporter writes
 NEWEST_WITHOUT_ATTENTION = 22  # as one operator
 IR_VERSION, NEWEST_IR_VERSION = 10, 11  # for opsets up to 22, as old readers want; for 23
 INPUT, OUTPUT = "images", "logits"
+SCOPES = "pkg.torch.onnx.name_scopes"  # a note of torch's exporter: the modules that a node lies in
 
 
 class OnnxTarget:
@@ -108,6 +109,7 @@ def onnx_graph(
 ) -> "onnx.ModelProto":
     """The checked fp32 graph of a model, with `metadata` in it.
 
+    Products with weights bear the names of their modules, as those that are kept in float are told.
     What the exporter notes about each node, source lines and folders of this machine among it, is
     left out: it is private, makes files differ between machines, and costs 80 kB.
 
@@ -121,6 +123,7 @@ def onnx_graph(
     import onnx
 
     proto = traced(model, example, opset=opset, output=metadata.get("output", OUTPUT))
+    _name_products(proto)
     _drop_notes(proto)
     proto.ir_version = IR_VERSION if (opset or OPSET) < OPSETS[-1] else NEWEST_IR_VERSION
     proto.producer_name, proto.producer_version = "cifar-zoo", metadata["cifar_zoo_version"]
@@ -182,6 +185,18 @@ def traced(
     return program.model_proto
 
 
+def modules_of(node: "onnx.NodeProto") -> list[str]:
+    """Paths of the modules that a node of `traced` lies in, the outermost first.
+
+    The model itself has no path and is left out.
+    """
+    for note in node.metadata_props:
+        if note.key == SCOPES:
+            scopes = [part.strip(" '\"") for part in note.value.strip("[]").split(",")]
+            return scopes[1:-1]  # the model itself, modules, the operator
+    return []
+
+
 def _opened(proto: "onnx.ModelProto") -> OnnxSession:
     """Run a graph that is no file yet."""
     with tempfile.TemporaryDirectory() as folder:
@@ -197,6 +212,18 @@ def _check(proto: "onnx.ModelProto") -> None:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as reason:
         raise MachineError(f"the ONNX checker refused the model: {first_line(reason)}") from None
+
+
+def _name_products(proto: "onnx.ModelProto") -> None:
+    """Give products with weights the names of their modules; the weights, transposed, have none."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    taken = {node.name for node in proto.graph.node}
+    for node in proto.graph.node:
+        if node.op_type == "MatMul" and constants.intersection(node.input):
+            name = next(reversed(modules_of(node)), node.name)
+            if name not in taken:  # of a module that is called twice the first call has it
+                node.name = name
+                taken.add(name)
 
 
 def _drop_notes(proto: "onnx.ModelProto") -> None:

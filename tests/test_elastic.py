@@ -227,14 +227,23 @@ def started(how: str, options: list[str]) -> "list[subprocess.Popen[str]]":
 
 @pytest.mark.parametrize("how", [LAUNCHES[0], *(slow(how) for how in LAUNCHES[1:])])
 def test_two_processes_take_the_steps_of_one(
-    how: str, one: Checkpoint, options: list[str], tmp_path: Path
+    how: str,
+    one: Checkpoint,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ended = [end(process) for process in started(how, [*options, str(tmp_path)])]
+    runs, temporary = tmp_path / "runs", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+
+    ended = [end(process) for process in started(how, [*options, str(runs)])]
 
     assert [code for code, _, _ in ended] == [0] * len(ended), ended
     assert ended[0][2].count(UNSAFE) == (how == "torchrun")
-    assert [path.name for path in tmp_path.iterdir()] == ["vit_tiny-s0"]
-    two = Checkpoint.open(tmp_path / "vit_tiny-s0")
+    assert how == "torchrun" or not list(temporary.iterdir())
+    assert [path.name for path in runs.iterdir()] == ["vit_tiny-s0"]
+    two = Checkpoint.open(runs / "vit_tiny-s0")
     assert (one.meta.processes, two.meta.processes) == (1, 2)
     assert read_state(one.path / "state" / "last.pt").trainer["place"].tolist() == [1, 20]
     weights = two.state_dict()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_network import expected, images, small_network
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from export.fold import fold_batch_norms
 from export.program import traced
@@ -83,7 +84,23 @@ class More(Computed):
         self.conv, self.norm = nn.Conv2d(3, 4, 3), NormAndMore(4)
 
 
-@pytest.mark.parametrize("kind", [SeenTwice, UsedTwice, Computed, More])
+class WeightAlone(SeenTwice):
+    """The weight of a convolution goes to another one, which has no bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.conv2d(x, self.conv.weight, stride=2))
+
+
+class OtherNorm(SeenTwice):
+    """The numbers of a norm go to another one, which has more to divide by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        numbers = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        return F.batch_norm(self.conv(x), *numbers, training=self.training, eps=0.5)
+
+
+@pytest.mark.parametrize("kind", [SeenTwice, UsedTwice, Computed, More, WeightAlone, OtherNorm])
 def test_norm_that_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
     network = kind().train()
     with torch.no_grad():

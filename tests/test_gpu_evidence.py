@@ -218,7 +218,8 @@ def test_what_every_step_stores_can_be_imported(rehearsal: Path, tmp_path: Path)
 
     assert str(refused.value) == f"{rehearsal} is a rehearsal, which shows nothing: run make gpu"
     written = {path.relative_to(tmp_path / "clone" / "bench_results") for path in first.written}
-    assert len([path for path in written if path.parts[0] == "roofline"]) == 1
+    roofs = read_evidence(real).roofs  # none where others kept the CPU busy, as in CI
+    assert len([path for path in written if path.parts[0] == "roofline"]) == len(roofs)
     assert {str(path) for path in written if path.parts[0] not in ("records", "roofline")} == {
         "training/records.jsonl",
         "gpu/records.jsonl",

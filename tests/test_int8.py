@@ -434,6 +434,30 @@ def test_float_in_place_of_integers_is_refused(
 # Layers
 
 
+class Tokens(nn.Module):
+    """Products over tokens, one of which is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.first(x.flatten(2).transpose(1, 2))
+        return self.both(self.both(tokens).relu()).mean(1)
+
+
+def test_a_product_over_tokens_is_named_after_its_module() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), Tokens())
+    proto = onnx_graph(network.eval(), images(2), metadata={"cifar_zoo_version": "0"})
+
+    layers = find_layers(proto, CPU.operators)
+
+    *named, again = (layer.name for layer in layers)
+    assert named == ["0", "1.first", "1.both"]
+    assert again.startswith("node_")  # the second call: names are unique
+    assert len({node.name for node in proto.graph.node}) == len(proto.graph.node)
+
+
 def test_a_layer_is_named_after_its_module_and_takes_what_follows(graph: onnx.ModelProto) -> None:
     layers = find_layers(graph, CPU.operators)
 

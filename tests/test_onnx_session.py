@@ -1,3 +1,4 @@
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -101,10 +102,12 @@ def test_providers_are_asked_for_by_name_in_order(
         onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"]
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
 
     with pytest.raises(ArtifactError, match="ONNX Runtime cannot open .*: no GPU"):
         open_on_tensorrt(str(exported.path), "cuda:1")
 
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
     assert asked == [
         {
             "providers": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],

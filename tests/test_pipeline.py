@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.pipeline import OnDevice, OnHost, Source, make_source
+from training.pipeline import OnDevice, OnHost, Source, fits, make_source
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -59,6 +59,18 @@ def test_a_cpu_keeps_all_images_where_they_are(images: Tensor, labels: Tensor) -
 
     assert isinstance(source, OnDevice)
     assert source.images.data_ptr() == images.data_ptr()
+
+
+def test_images_fit_into_a_quarter_of_the_memory_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = 40_000
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 2 * free))  # fake GPU
+    images = torch.zeros(10_000, dtype=torch.uint8)
+
+    assert fits(images, torch.device("cuda"))
+    assert not fits(torch.cat([images, images[:1]]), torch.device("cuda"))
+    assert fits(torch.zeros(2 * free, dtype=torch.uint8), CPU)
 
 
 @pytest.mark.gpu

@@ -108,7 +108,7 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         MachineError: the processes ended without one more often than they may be restarted.
         KeyboardInterrupt: (or what else the signal means) one came, and the processes saved.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -129,6 +129,7 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint=wanted.endpoint or "localhost:0",
         max_restarts=wanted.max_restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # another folder would stay in $TMPDIR
     )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with tempfile.TemporaryDirectory(prefix="zoo-train-") as folder:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.augment import Augmentation, Policy
 from training.kernels import Choice, restore, use_fast_kernels
-from training.pipeline import make_source, to_tensors
+from training.pipeline import fits, make_source, to_tensors
 from training.precision import DTYPES
 from training.prediction import Prediction
 from training.recipe import Recipe, Runtime
@@ -305,8 +305,8 @@ class Trainer:
             rows, held = validation_split(train)
             self.held_out = Split(images=train.images[held], fine=train.fine[held], coarse=None)
             mine = slice(self.rank, None, self.world)
-            seen = np.ascontiguousarray(self.held_out.images[mine])
-            self._held_out_images = torch.from_numpy(seen).to(self.device)
+            seen = torch.from_numpy(np.ascontiguousarray(self.held_out.images[mine]))
+            self._held_out_images = seen.to(self.device) if fits(seen, self.device) else seen
         return to_tensors(train, rows)
 
     def _require_batches(self, images: int) -> None:

@@ -30,11 +30,14 @@ class Source(Protocol):
 
 def make_source(images: Tensor, labels: Tensor, device: torch.device, *, batch: int) -> Source:
     """Keep the images on the device where they fit, else on the host."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if images.numel() > SHARE * free:
-            return OnHost(images, labels, device, batch=batch)
-    return OnDevice(images, labels, device)
+    if fits(images, device):
+        return OnDevice(images, labels, device)
+    return OnHost(images, labels, device, batch=batch)
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether a device takes these images and leaves enough memory to train."""
+    return device.type != "cuda" or images.nbytes <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def to_tensors(train: Split, rows: np.ndarray) -> tuple[Tensor, Tensor]:
