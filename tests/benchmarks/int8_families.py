@@ -18,6 +18,7 @@ from artifact_bench.measure import write
 from artifact_bench.networks import prepare
 from artifact_bench.sheet import in_order
 
+from training.recipes import QUICK_ADAMW
 from training.sweep_jobs import Job, work_of
 from training.sweep_steps import train_arguments
 from zoo import command
@@ -34,6 +35,7 @@ RECORDS, PAGE = "networks", "README.md"
 SEED = 0
 WORK = 1e13  # multiply-accumulates of a training
 EPOCHS = 2
+OPTIMISER = ("optimizer", "peak_lr", "nesterov", "weight_decay")  # of the recipe for AdamW
 WRITTEN = (("onnx", "int8"), ("openvino", "int8"))
 NETWORKS = (
     *("resnet_20", "improved_resnet20_convnext", "eca_resnet_20", "ghost_resnet_20"),
@@ -100,7 +102,8 @@ def train(name: str, runs: Path, *, dataset: str, max_macs: float) -> None:
         recipe="quick",
         seed=SEED,
         dataset=dataset,
-        settings={"full_train": "false"},
+        settings={"full_train": "false"}
+        | {name: str(getattr(QUICK_ADAMW, name)).lower() for name in OPTIMISER},
         epochs=EPOCHS,
         max_macs=max_macs,
     )
