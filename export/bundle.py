@@ -1,14 +1,13 @@
 """One folder for whoever has no cifar-zoo: the file, its manifest, labels and a short program."""
 
 import itertools
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from export.artifact import FOLDER, Artifact, manifest_path
-from export.handover import check_handover, folder_name, labels
+from export.handover import check_handover, copy_file, copy_manifest, folder_name, labels
 from zoo.errors import ZooError
 from zoo.files import new_folder
 from zoo.image_folder import FORMATS
@@ -195,8 +194,9 @@ def write_bundle(artifact: Artifact, folder: Path | None = None) -> Path:
     path = _unused((folder or _default(artifact)) / folder_name(artifact))
     with new_folder(path) as part:
         manifest = manifest_path(artifact.path)
-        for name in (*artifact.digests, manifest.name):
-            shutil.copyfile(artifact.path.with_name(name), part / name)
+        copy_manifest(artifact, part / manifest.name)
+        for name in artifact.digests:
+            copy_file(artifact, name, part / name)
         for name, text in (
             (LABELS, labels(artifact)),
             (PROGRAM, program(artifact)),

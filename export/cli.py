@@ -3,14 +3,14 @@
 import argparse
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import check_precision, check_target, check_written, load_target, target_of
 from export.flags import export_parser
 from zoo import command
-from zoo.errors import ArtifactError, MachineError, ZooError
+from zoo.errors import ArtifactError, CheckpointError, MachineError, ZooError
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -27,12 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    for name in args.to:
+    for name in args.to or ():
         check_target(name)
-    for name in args.precision:
+    for name in args.precision or ():
         check_precision(name)
-    if args.preprocess and "onnx" not in args.to:
-        raise ZooError("--preprocess is for .onnx files: add onnx to --to")
+    files = [path for path in args.paths if target_of(path) is not None]
+    if files and (args.to or args.precision):
+        raise ZooError(
+            f"--to and --precision are for runs, and {files[0]} is a file already: leave them out"
+        )
     for option, folder in (("--bundle", args.bundle), ("--triton", args.triton)):
         if folder not in (None, True) and _is_source(Path(folder)):
             raise ZooError(
@@ -41,10 +44,13 @@ def _export(args: argparse.Namespace) -> int:
             )
     if args.prove:
         return _prove(args)
+    args.to, args.precision = args.to or ["onnx"], args.precision or ["fp32"]
+    if args.preprocess and "onnx" not in args.to:
+        raise ZooError("--preprocess is for .onnx files: add onnx to --to")
     if args.provider is not None and "onnx" not in args.to:
         raise ZooError("--provider is for .onnx files: add onnx to --to")
     wants = args.triton is not None or args.bundle is not None
-    if wants and args.paths and all(target_of(path) is not None for path in args.paths):
+    if wants and files and len(files) == len(args.paths):
         return _hand_over_files(args)
     return _write(args)
 
@@ -92,7 +98,7 @@ def _write(args: argparse.Namespace) -> int:
         for target, precision in jobs:
             for raw in (False, True) if args.preprocess and target.name == "onnx" else (False,):
                 try:
-                    _write_one(reference, target, precision, args, raw=raw)
+                    codes += _write_one(reference, target, precision, args, raw=raw)
                 except (ZooError, OSError) as error:
                     codes.append(_report(error))
     return codes[0] if codes else 0
@@ -105,7 +111,7 @@ def _write_one(
     args: argparse.Namespace,
     *,
     raw: bool,
-) -> None:
+) -> list[int]:
     from export.target import ExportOptions
     from export.write import write_artifact
 
@@ -136,32 +142,40 @@ def _write_one(
         _say(f"{label}: {_quantised(artifact.facts['int8'])}")
     _say(_summary(artifact))
     print(artifact.path, flush=True)
-    _hand_over(artifact, args)
+    return _hand_over(artifact, args)
 
 
 def _hand_over_files(args: argparse.Namespace) -> int:
     """Hand over files that are there already."""
     from export.artifact import find_artifact
 
-    codes = []
+    codes: list[int] = []
     for path in args.paths:
         try:
-            _hand_over(find_artifact(path), args)
+            codes += _hand_over(find_artifact(path), args)
         except (ZooError, OSError) as error:
             codes.append(_report(error))
     return codes[0] if codes else 0
 
 
-def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> None:
-    """Make what --triton and --bundle ask for."""
+def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> list[int]:
+    """Make what --bundle and --triton ask for; return an exit code for each that failed."""
     from export.bundle import write_bundle
     from export.triton import add_to_repository
 
+    wanted: list[Callable[[], Path]] = []
     if args.bundle is not None:
         folder = None if args.bundle is True else Path(args.bundle)
-        print(write_bundle(artifact, folder), flush=True)
+        wanted.append(lambda: write_bundle(artifact, folder))
     if args.triton is not None:
-        print(add_to_repository(artifact, args.triton), flush=True)
+        wanted.append(lambda: add_to_repository(artifact, args.triton))
+    codes = []
+    for make in wanted:
+        try:
+            print(make(), flush=True)
+        except (ZooError, OSError) as error:
+            codes.append(_report(error))
+    return codes
 
 
 def _prove(args: argparse.Namespace) -> int:
@@ -195,7 +209,7 @@ def _prove(args: argparse.Namespace) -> int:
             )
             _say(_summary(proven))
             print(proven.path, flush=True)
-            _hand_over(proven, args)
+            codes += _hand_over(proven, args)
         except (ZooError, OSError) as error:
             codes.append(_report(error))
     return codes[0] if codes else 0
@@ -218,7 +232,10 @@ def _to_prove(args: argparse.Namespace) -> tuple[list["Artifact"], list[int]]:
         except (ZooError, OSError) as error:
             codes.append(_report(error))
             continue
-        if path in files or artifact.pending is not None:
+        is_meant = (not args.to or artifact.target in args.to) and (
+            not args.precision or artifact.precision in args.precision
+        )
+        if path in files or (artifact.pending is not None and is_meant):
             found.append(artifact)
     return found, codes
 
@@ -246,8 +263,12 @@ def _runs(
     if args.all is not None:
         named = {run.path.resolve() for run in runs}
         folder = args.runs if args.all is True else Path(args.all)
-        found = complete_runs(folder, on_damage=lambda error: codes.append(_report(error)))
-        runs += [run for run in found if run.path.resolve() not in named]
+        try:
+            found = complete_runs(folder, on_damage=lambda error: codes.append(_report(error)))
+        except CheckpointError as error:
+            codes.append(_report(error))
+        else:
+            runs += [run for run in found if run.path.resolve() not in named]
     elif not args.paths:
         runs = [Checkpoint.open(newest_run(args.runs))]
         runs[0].require_consent(args.model)

@@ -26,17 +26,16 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to",
         type=command.names,
-        default="onnx",
         metavar="TARGETS",
-        help=f"formats with commas between: {', '.join(TARGETS)}",
+        help=f"formats with commas between: {', '.join(TARGETS)}; without it, onnx, and with "
+        "--prove whatever is there",
     )
     parser.add_argument(
         "--precision",
         type=command.names,
-        default="fp32",
         metavar="NAMES",
         help=f"number formats with commas between: {', '.join(PRECISIONS)}; not every format is "
-        "written in each",
+        "written in each; without it, fp32, and with --prove whatever is there",
     )
     parser.add_argument(
         "--preprocess",

@@ -1,10 +1,13 @@
 """What may leave a run: files that are proven and whole, under names that lead nowhere else."""
 
 import re
+import shutil
+from pathlib import Path
 
 from export.artifact import Artifact, check_digest
 from export.opening import check_source
 from zoo.errors import ArtifactError
+from zoo.files import sha256_file, write_json
 from zoo.text import printable
 
 LONGEST_NAME = 100  # characters; file systems take 255 bytes
@@ -23,6 +26,22 @@ def check_handover(artifact: Artifact) -> None:
         )
     check_digest(artifact)
     check_source(artifact)
+
+
+def copy_file(artifact: Artifact, name: str, to: Path) -> None:
+    """Copy one file of an artifact.
+
+    Raises:
+        ArtifactError: it is not, or not any more, the one that was proven.
+    """
+    shutil.copyfile(artifact.path.with_name(name), to)
+    if sha256_file(to) != artifact.digests[name]:
+        raise ArtifactError(f"{artifact.path} was written again meanwhile: hand it over again")
+
+
+def copy_manifest(artifact: Artifact, to: Path) -> None:
+    """Write what was known when the artifact was opened: its file may tell of another by now."""
+    write_json(to, artifact.to_json())
 
 
 def folder_name(artifact: Artifact) -> str:

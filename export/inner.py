@@ -35,7 +35,10 @@ def inner_values(
     source = proto.graph.input[0].name
     try:
         session = onnxruntime.InferenceSession(
-            opened.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            opened.SerializeToString(),
+            settings,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,
         )
         for batch in batches:
             found = session.run(list(names), {source: batch})

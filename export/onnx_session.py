@@ -205,6 +205,7 @@ def _open(
             providers=list(names),
             provider_options=list(options),
             disabled_optimizers=without,
+            enable_fallback=0,  # else it prints, and opens on the CPU without these options
         )
     except Exception as reason:  # ONNX Runtime's own classes share no other base
         raise ArtifactError(f"ONNX Runtime cannot open {path}: {first_line(reason)}") from None

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from export import NATIVE, load_target, target_of
 from export.artifact import AGAIN, FOLDER, Artifact, check_digest, find_artifact
+from export.target import ExportTarget
 from zoo.checkpoint import META, Checkpoint
-from zoo.errors import ArtifactError
+from zoo.errors import ArtifactError, ZooError, first_line
 from zoo.session import InferenceSession
 
 
@@ -42,7 +43,7 @@ def open_artifact(
         raise ArtifactError(f"there is no file {path}")
     if target is None:
         raise ArtifactError(f"{path} is no file of a format that zoo-export writes")
-    return load_target(target, provider=provider).open(file, device=device)
+    return _opened(load_target(target, provider=provider), file, device)
 
 
 def open_on_tensorrt(path: str, device: str) -> InferenceSession:
@@ -65,7 +66,16 @@ def open_foreign(path: str, device: str) -> InferenceSession:
         )
     if not file.is_file():
         raise ArtifactError(f"there is no file {path}")
-    return load_target("onnx").open(file, device=device)
+    return _opened(load_target("onnx"), file, device)
+
+
+def _opened(target: ExportTarget, file: Path, device: str) -> InferenceSession:
+    try:
+        return target.open(file, device=device)
+    except (ZooError, OSError):
+        raise
+    except Exception as reason:  # of the many kinds that a runtime has for a damaged file
+        raise ArtifactError(f"{file} cannot be opened: {first_line(reason)}") from reason
 
 
 def run_of(path: Path) -> Checkpoint | None:

@@ -46,10 +46,10 @@ def compare(
     """Hold `candidate` against `reference`.
 
     The error passes up to `tolerance * max(1, largest absolute reference logit)`: float rounding
-    grows with the numbers it rounds, and an untrained network may have logits of any size. Where it
-    passes, every image whose two best reference logits lie further apart than twice that limit
-    keeps its class. Without a tolerance every finite error passes. NaN and infinity never do, on
-    either side.
+    grows with the numbers it rounds, and an untrained network may have logits of any size; of
+    probabilities, which may all be small, up to `tolerance * largest`. Where it passes, every image
+    whose two best reference logits lie further apart than twice that limit keeps its class. Without
+    a tolerance every finite error passes. NaN and infinity never do, on either side.
 
     Noise is the root mean square of the errors as a share of that by which the reference's answers
     to the images differ from their mean: 1 for a candidate that answers every image alike, the
@@ -72,7 +72,8 @@ def compare(
     errors = (expected - found).abs()  # (N, K)
     same = guesses(expected) == guesses(found)
     bad = ~errors.isfinite().all(1)  # (N,)
-    limit = None if tolerance is None else tolerance * max(1.0, expected.abs().max().item())
+    scale = max(0.0 if are_probabilities else 1.0, expected.abs().max().item())
+    limit = None if tolerance is None else tolerance * scale
     largest = float("nan") if bad.any() else errors.max().item()
     worst = bad.int() if bad.any() else errors.amax(1)
     noise = None if bad.any() else _noise(expected, errors)

@@ -207,7 +207,8 @@ def _fault(parity: Parity, reference: Reference) -> str:
     """What keeps it from passing."""
     data, row = reference.data, parity.worst_image
     what = "probability" if reference.are_probabilities else "logit"
-    if parity.noise_limit is None or not math.isfinite(parity.max_abs_error):
+    is_near = parity.limit is None or parity.max_abs_error <= parity.limit
+    if not (math.isfinite(parity.max_abs_error) and is_near):
         allowed = "a finite one" if parity.limit is None else f"{parity.limit:.2g}"
         return (
             f"a {what} of test image {row} ({data.class_names[data.test.fine[row]]}) is off by "

@@ -37,7 +37,10 @@ class SimulatedSession:
         self.runtime = f"onnxruntime {onnxruntime.__version__}, simulated int8"
         try:
             self._session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+                proto.SerializeToString(),
+                settings,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,
             )
         except Exception as reason:  # ONNX Runtime's own classes share no other base
             raise MachineError(f"ONNX Runtime refuses the graph: {first_line(reason)}") from None

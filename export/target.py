@@ -30,15 +30,16 @@ class Tolerance:
     is_lossy: bool = False  # whether `max_drop` is there to be used, and exceeded by chance alone
 
 
+# However far off logits may be, they have to tell images apart as eager's do: an answer that does
+# not depend on the image has a noise of 1, and that of another network more.
+NOISE = 0.5
 # Of formats whose kernels compute as torch's do.
 FLOATS: Mapping[str, Tolerance] = {
     "fp32": Tolerance(logits=1e-4),
-    "fp16": Tolerance(logits=5e-2, max_drop=0.0015),
-    "bf16": Tolerance(logits=1e-1, max_drop=0.0015),
+    "fp16": Tolerance(logits=5e-2, max_drop=0.0015, noise=NOISE),
+    "bf16": Tolerance(logits=1e-1, max_drop=0.0015, noise=NOISE),
 }
-# Its logits may be far off, all the same it has to tell images apart as eager does: an answer that
-# does not depend on the image has a noise of 1, and that of another network more.
-INT8 = Tolerance(logits=None, max_drop=INT8_MAX_DROP, noise=0.5, is_lossy=True)
+INT8 = Tolerance(logits=None, max_drop=INT8_MAX_DROP, noise=NOISE, is_lossy=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ PLUMBING = frozenset(
         *("SHAPE", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE"),
     }
 )
+COPIES = frozenset({"constant", "noop", "reformat", "shape"})  # of a built engine
 AXES = frozenset({"SHUFFLE", "SQUEEZE", "UNSQUEEZE"})
 HEAVY = {  # operators that do the work -> the layer that TensorRT makes of them
     "Conv": "convolution",
@@ -66,10 +67,11 @@ def network_layer_types(network: Any) -> LayerTypes:
 
 
 def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
-    """Count the layers of a built engine by kind and number format of the output.
+    """Count the computing layers of a built engine by kind and number format of the output.
 
     The engine fuses what the network has, so its kinds are TensorRT's own: kgen, gemm, ... A layer
-    counts as int8 where an input is int8. Empty where the engine tells nothing of its layers.
+    counts as int8 where an input is int8; one that copies into another format counts for nothing.
+    Empty where the engine tells nothing of its layers.
     """
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -78,9 +80,10 @@ def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
         if not isinstance(entry, dict):  # a name: the engine was built without details
             continue
         outputs, inputs = _formats(entry.get("Outputs", [])), _formats(entry.get("Inputs", []))
-        if outputs:
+        kind = str(entry.get("LayerType", "?"))
+        if outputs and kind.lower() not in COPIES:
             form = "int8" if "int8" in inputs else outputs[0]
-            counts.setdefault(str(entry.get("LayerType", "?")), Counter())[form] += 1
+            counts.setdefault(kind, Counter())[form] += 1
     return _plain(counts)
 
 

@@ -176,7 +176,7 @@ def package_facts(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith("_metadata.json")]
             facts = {str(k): str(v) for k, v in json.loads(archive.read(names[0])).items()}
-    except (zipfile.BadZipFile, IndexError, ValueError, AttributeError):
+    except Exception:  # zipfile's, zlib's and JSON's
         raise ArtifactError(f"{path} is no AOTInductor package, or it is damaged") from None
     if not {"precision", "image_shape", "compiled_for", "torch_release"} <= facts.keys():
         raise _foreign(path)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export.batch import check_batch
 from export.target import FLOATS, INT8, ExportOptions, Tolerance, require
-from zoo.errors import ArtifactError, MachineError, first_line
+from zoo.errors import ArtifactError, MachineError, ZooError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -55,13 +55,16 @@ class OpenVinoTarget:
 
         Raises:
             MissingPackageError: openvino or an ONNX package is not installed.
-            ZooError: the opset has an operator for attention, whose products cannot be split.
+            ZooError: the opset has an operator for attention, whose products cannot be split, or
+                it is to be written for a GPU.
             MachineError: the model cannot be expressed in ONNX, or OpenVINO cannot read that, or in
                 int8 the model loses too much or OpenVINO computes it in float all the same.
         """
         require("openvino", extra="openvino", needed_by="--to openvino")
         from export.to_onnx import onnx_graph, refuse_one_attention
 
+        if options.device != "cpu":
+            raise ZooError(_not_on(options.device))
         refuse_one_attention(options.opset, target=self.name)
         proto = onnx_graph(model, example, metadata=metadata, opset=options.opset)
         facts: dict[str, Any] = {}
@@ -85,6 +88,10 @@ class OpenVinoTarget:
         """What keeps this machine from running the file."""
         return _obstacle(_precision(_read(path)), device)
 
+    def proxy(self, path: Path) -> "OpenVinoSession":
+        """Compute with the numbers in the file, which are fp32 where it is bf16, in fp32."""
+        return OpenVinoSession(path, precision="fp32")
+
     def versions(self) -> dict[str, str]:
         """Of the exporter, the format in between and the runtime."""
         return {name: version(name) for name in ("torch", "onnx", "onnxscript", "openvino")}
@@ -100,6 +107,8 @@ class OpenVinoSession:
     image when it is opened, and for each of the first MOST_SHAPES numbers when it meets them. All
     others share one that takes any.
 
+    With `precision` it computes in that, whatever the file is for.
+
     Shapes:
         run: (B, 3, H, W) float32 of the size it was written for -> (B, K) float32.
 
@@ -111,9 +120,9 @@ class OpenVinoSession:
 
     backend = "openvino"
 
-    def __init__(self, path: Path, *, device: str = "cpu") -> None:
+    def __init__(self, path: Path, *, device: str = "cpu", precision: str | None = None) -> None:
         network = _read(path)
-        self.precision, self.device, self._path = _precision(network), device, path
+        self.precision, self.device, self._path = precision or _precision(network), device, path
         obstacle = _obstacle(self.precision, device)
         if obstacle is not None:
             raise MachineError(f"{path} does not run here: {obstacle}")
@@ -333,7 +342,7 @@ def _read(path: Path) -> "openvino.Model":
         if is_xml:
             return _core().read_model(path, weights)
         reason = "it is no XML file"
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         reason = _last_line(error)
     raise ArtifactError(f"{path} is no network of OpenVINO, or it is damaged: {reason}")
 
@@ -346,11 +355,15 @@ def _precision(network: "openvino.Model") -> str:
 def _obstacle(precision: str, device: str) -> str | None:
     """Why a file of this precision does not run on `device`."""
     if device != "cpu":
-        return f"OpenVINO runs on CPUs here, not on {device}: use --device cpu"
+        return _not_on(device)
     abilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in abilities:
         return "this CPU has no units for bf16, and OpenVINO would compute in fp32 instead"
     return None
+
+
+def _not_on(device: str) -> str:
+    return f"OpenVINO runs on CPUs here, not on {device}: use --device cpu"
 
 
 def _input_shape(network: "openvino.Model", path: Path) -> tuple[str, int, int, int]:
@@ -365,7 +378,7 @@ def _input_shape(network: "openvino.Model", path: Path) -> tuple[str, int, int, 
     return ("batch", channels, height, width)
 
 
-def _last_line(reason: RuntimeError) -> str:
+def _last_line(reason: Exception) -> str:
     """What OpenVINO has to say comes after where in its source it says so."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     return lines[-1] if lines else first_line(reason)

@@ -1,13 +1,12 @@
 """A model repository for NVIDIA Triton Inference Server: one more version with each artifact."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from export.artifact import AGAIN, Artifact, manifest_path
-from export.handover import check_handover, folder_name, labels
+from export.artifact import AGAIN, Artifact
+from export.handover import check_handover, copy_file, copy_manifest, folder_name, labels
 from export.raw import OUTPUT as PROBABILITIES
 from export.to_onnx import INPUT, OUTPUT
 from zoo.errors import ArtifactError, ZooError
@@ -168,8 +167,8 @@ def _profile(artifact: Artifact) -> tuple[int, int, int]:
 
 def _copy(artifact: Artifact, backend: Backend, folder: Path) -> None:
     for suffix, name in backend.files.items():
-        shutil.copyfile(artifact.path.with_suffix(suffix), folder / name)
-    shutil.copyfile(manifest_path(artifact.path), folder / MANIFEST)
+        copy_file(artifact, artifact.path.with_suffix(suffix).name, folder / name)
+    copy_manifest(artifact, folder / MANIFEST)
 
 
 def _check_same(artifact: Artifact, model: Path) -> None:

@@ -20,6 +20,7 @@ from export.artifact import (
     combined_digest,
     file_digests,
     manifest_path,
+    read_manifest,
 )
 from export.opening import check_source
 from export.proof import Proof, Reference, Unproven, prove, prove_parity
@@ -29,8 +30,8 @@ from zoo import __version__
 from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
 from zoo.environment import capture
-from zoo.errors import DataError, MachineError, ZooError, first_line, one_line
-from zoo.files import atomic_files, write_json
+from zoo.errors import ArtifactError, DataError, MachineError, ZooError, first_line, one_line
+from zoo.files import atomic_files, locked, write_json
 from zoo.session import InferenceSession
 
 UNTOUCHED = "nothing was written"
@@ -99,6 +100,8 @@ def _written(
                 proof = prove(session, reference, tolerance)
             elif isinstance(target, HasProxy):
                 proxy_parity = prove_parity(target.proxy(part), reference, tolerance)
+            else:
+                raise MachineError(f"{path} cannot be checked here: {pending}: it was not written")
         except Unproven as error:
             image = _images(reference, slice(error.worst_image, error.worst_image + 1), raw=raw)
             layer = _blamed(
@@ -173,7 +176,6 @@ def _proven_here(
         reference = reference.raw()
     check_source(artifact)
     session = target.open(artifact.path, device=device)
-    manifest = manifest_path(artifact.path)
     facts = artifact.facts.get("int8", {})
     tolerance = _tolerance(
         target, artifact.precision, max_drop=facts.get("max_drop", INT8_MAX_DROP)
@@ -187,7 +189,7 @@ def _proven_here(
             pending=f"{REFUTED} on {session.runtime}: {error}",
             proven_in=None,
         )
-        write_json(manifest, refuted.to_json())
+        _say_in_manifest(refuted)
         raise MachineError(f"{artifact.path}: {error}: its manifest says so now") from None
     proven = replace(
         artifact,
@@ -196,8 +198,20 @@ def _proven_here(
         proven_in=capture(device).to_json(),
         schema=max(artifact.schema, 2),
     )
-    write_json(manifest, proven.to_json())
+    _say_in_manifest(proven)
     return proven
+
+
+def _say_in_manifest(artifact: Artifact) -> None:
+    """Replace the manifest by one that tells more of the same files.
+
+    Raises:
+        ArtifactError: the artifact was written again while it was looked at.
+    """
+    with locked(artifact.path.parent):
+        if read_manifest(manifest_path(artifact.path)).sha256 != artifact.sha256:
+            raise ArtifactError(f"{artifact.path} was written again meanwhile: prove it again")
+        write_json(manifest_path(artifact.path), artifact.to_json())
 
 
 def check_dataset(source: Path, expected: DatasetInfo, data: Dataset) -> None:

@@ -273,6 +273,40 @@ def test_the_command_writes_and_hands_over(
     ]
 
 
+def test_one_way_to_hand_over_that_fails_does_not_stop_the_other(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, models = tmp_path / "file", tmp_path / "models"
+    file.touch()
+
+    code = main([str(copied), "--bundle", str(file), "--triton", str(models)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, f"{models / NAME / '1'}\n")
+    assert err == f"zoo-export: {file}: File exists\n"
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--triton"])
+def test_a_file_that_changes_on_the_way_is_not_handed_over(
+    option: str,
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def change(artifact: Artifact) -> None:
+        artifact.path.write_bytes(artifact.path.read_bytes()[:-1])
+
+    monkeypatch.setattr(f"export.{option[2:]}.check_handover", change)
+
+    assert main([str(copied), option, str(tmp_path / "there")]) == 2
+
+    assert capsys.readouterr().err == (
+        f"zoo-export: {copied} was written again meanwhile: hand it over again\n"
+    )
+    assert not list((tmp_path / "there").iterdir())
+
+
 def test_what_was_just_proven_is_handed_over(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

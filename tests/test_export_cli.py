@@ -121,6 +121,29 @@ def test_a_named_run_that_is_none_stops_no_other(
     assert rest == [f"zoo-export: exporting {run} to onnx fp32", "zoo-export: not today"]
 
 
+def test_a_folder_without_a_run_stops_no_named_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MachineError("not today")
+
+    bad = tmp_path / "others" / "bad" / "meta.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{")
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main([str(run), "--all", str(tmp_path / "others")])
+
+    told, *rest = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert told.startswith(f"zoo-export: {bad} is not valid JSON")
+    assert rest == [
+        f"zoo-export: no complete run in {tmp_path / 'others'}: train one with zoo-train MODEL",
+        f"zoo-export: exporting {run} to onnx fp32",
+        "zoo-export: not today",
+    ]
+
+
 @pytest.mark.parametrize("option", ["--bundle", "--triton"])
 @pytest.mark.parametrize("what", ["run", "file"])
 def test_what_is_handed_over_is_no_folder_for_it(
@@ -303,6 +326,11 @@ def test_folder_that_cannot_be_written_is_named(
         (["--runs", "nowhere"], "no complete run in nowhere: train one with zoo-train MODEL"),
         (["nowhere"], "there is no run nowhere: train one with zoo-train MODEL"),
         (["--provider", "cpu", "--to", "aoti"], "--provider is for .onnx files: add onnx to --to"),
+        (["a.onnx", "--bundle", "--to", "trt"], "are for runs, and a.onnx is a file already"),
+        (
+            ["a.onnx", "--prove", "--precision", "fp16"],
+            "are for runs, and a.onnx is a file already",
+        ),
     ],
 )
 def test_mistake_is_one_line(

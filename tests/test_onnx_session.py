@@ -113,6 +113,7 @@ def test_providers_are_asked_for_by_name_in_order(
             "providers": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
             "provider_options": [{"device_id": "1"}, {"device_id": "1", "use_tf32": "0"}],
             "disabled_optimizers": [],
+            "enable_fallback": 0,
         }
     ]
 
@@ -305,6 +306,46 @@ def test_truncated_file_is_refused(exported: Artifact, tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match=r"model.onnx is not an ONNX model, or it is truncated"):
         open_foreign(str(path), "cpu")
+
+
+def test_damaged_name_is_refused(exported: Artifact, tmp_path: Path) -> None:
+    path, content = tmp_path / "model.onnx", exported.path.read_bytes()
+    path.write_bytes(content.replace(b"Conv", b"\xff\xfe\xfd\xfc", 1))
+
+    with pytest.raises(ArtifactError) as caught:
+        open_foreign(str(path), "cpu")
+
+    assert str(caught.value) == f"{path} is damaged: it holds a name that is no text"
+
+
+def test_whatever_a_runtime_raises_is_one_line(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("of its own")
+
+    monkeypatch.setattr("export.to_onnx.OnnxSession", fail)
+
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(str(exported.path), "cpu")
+
+    assert str(caught.value) == f"{exported.path} cannot be opened: 'of its own'"
+
+
+def test_failing_session_is_not_opened_with_other_settings(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own fall-back prints, drops all settings and hides the reason."""
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", failing_session)
+
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime cannot open .*: out of luck$"):
+        open_artifact(str(exported.path), "cpu")
+
+    assert capfd.readouterr() == ("", "")
+
+
+def failing_session(*_: object, **__: object) -> None:
+    raise RuntimeError("out of luck")
 
 
 def test_other_format_is_refused(tmp_path: Path) -> None:

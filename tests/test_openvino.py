@@ -42,6 +42,7 @@ def write(
     precision: str = "fp32",
     network: nn.Module | None = None,
     opset: int | None = None,
+    device: str = "cpu",
 ) -> Path:
     TARGET.export(
         network or small_network(),
@@ -49,7 +50,7 @@ def write(
         path,
         precision=precision,
         metadata=METADATA,
-        options=ExportOptions(opset=opset),
+        options=ExportOptions(opset=opset, device=device),
     )
     return path
 
@@ -121,6 +122,16 @@ def test_bf16_waits_for_a_cpu_with_units(
     assert str(error.value) == f"{written['bf16']} does not run here: {reason}"
     assert TARGET.pending(written["bf16"], device="cpu") == reason
     assert TARGET.pending(written["fp32"], device="cpu") is None
+
+
+def test_a_file_for_a_cpu_with_bf16_is_checked_in_fp32(written: dict[str, Path]) -> None:
+    session = TARGET.proxy(written["bf16"])
+
+    network = small_network()
+    torch.testing.assert_close(
+        session.run(images(5)), expected(network, images(5)), rtol=0, atol=1e-4
+    )
+    assert computed_in(session) == {"f32"}
 
 
 def test_fp16_halves_the_weights(written: dict[str, Path]) -> None:
@@ -226,6 +237,9 @@ def test_gpu_is_never_replaced_by_the_cpu(written: dict[str, Path]) -> None:
 
     assert str(error.value) == f"{written['fp32']} does not run here: {reason}"
     assert TARGET.pending(written["fp32"], device="cuda") == reason
+    with pytest.raises(ZooError) as refused:
+        write(written["fp32"], "fp32", device="cuda")
+    assert str(refused.value) == reason
 
 
 def test_missing_package_is_named(

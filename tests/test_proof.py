@@ -14,12 +14,13 @@ from export.blame import first_stray
 from export.mcnemar import compare_answers, exact_p_value, most_lost
 from export.parity import compare
 from export.proof import Reference, Unproven, prove
-from export.target import ExportOptions, Tolerance
+from export.raw import RawReference
+from export.target import FLOATS, ExportOptions, Tolerance
 from export.to_onnx import onnx_graph
 from export.to_torchexport import TorchExportTarget
 from export.typed import typed_fp16
 from zoo.data import Dataset
-from zoo.session import EagerSession
+from zoo.session import EagerSession, InferenceSession
 
 pytest_plugins = ["export_fixtures"]
 
@@ -268,6 +269,37 @@ def test_accuracy_on_fewer_images_is_reported(taught: Reference) -> None:
     assert beside.fault is not None
     assert not beside.is_gate
     assert beside.top1 == proof.accuracy.top1 < beside.eager_top1
+
+
+class BlindSession(EagerSession):
+    """The same answer to every image."""
+
+    def run(self, images: Tensor) -> Tensor:
+        answers = super().run(images)
+        return answers[:1].expand_as(answers)
+
+
+class NoisySession(EagerSession):
+    """The right answers, and errors as large as what tells one class from another."""
+
+    def run(self, images: Tensor) -> Tensor:
+        answers = super().run(images)
+        return answers + answers.std(1, keepdim=True) * torch.randn_like(answers)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("is_raw", [False, True])
+@pytest.mark.parametrize("kind", [BlindSession, NoisySession])
+def test_a_file_of_few_bits_tells_images_apart_on_any_test_split(
+    precision: str, is_raw: bool, kind: type[EagerSession], taught: Reference
+) -> None:
+    reference = taught.raw() if is_raw else taught
+    session: InferenceSession = kind(taught.model)
+    session = RawReference(session, taught.preprocessing) if is_raw else session
+
+    assert len(taught.data.test.images) < mcnemar.FULL_TEST
+    with pytest.raises(Unproven, match=r"^parity with eager failed: "):
+        prove(session, reference, FLOATS[precision])
 
 
 # Which layer it was

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import export
 from export.artifact import Artifact, read_manifest
 from export.cli import main
 from export.onnx_session import OnnxSession
+from export.proof import Proof, prove
 from export.target import Tolerance
 from export.to_onnx import OnnxTarget
 
@@ -129,7 +131,67 @@ def test_artifact_outside_its_run_is_not_proven(
     assert "can only be proven inside its run" in capsys.readouterr().err
 
 
+def test_only_what_is_meant_is_proven(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+
+    for other in (("--to", "onnx,aoti"), ("--precision", "int8")):
+        assert main([str(run), "--prove", *other]) == 0
+        assert capsys.readouterr().err == "zoo-export: no proof is pending\n"
+
+    assert main([str(run), "--prove", "--to", "trt", "--precision", "fp32"]) == 0
+    assert capsys.readouterr().out == f"{pending}\n"
+
+
 # What goes wrong
+
+
+def test_nothing_is_kept_unseen(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("export.write.HasProxy", type(None))  # so it has none
+
+    assert main([str(run), "--to", "trt"]) == 1
+
+    path = run / "artifacts" / "trt-fp32.engine"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"zoo-export: {path} cannot be checked here: {REASON}: it was not written"
+    )
+    assert files(run) == []
+
+
+def test_a_file_that_is_written_again_meanwhile_keeps_its_manifest(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    manifest = pending.with_suffix(".json")
+    real = prove
+
+    def slow(*things: Any) -> Proof:
+        found = real(*things)
+        edit(manifest, sha256="0" * 64)  # as another zoo-export does
+        return found
+
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+    monkeypatch.setattr("export.write.prove", slow)
+
+    assert main(["--prove", str(pending)]) == 2
+
+    assert capsys.readouterr().err == (
+        f"zoo-export: {pending} was written again meanwhile: prove it again\n"
+    )
+    assert read_manifest(manifest).sha256 == "0" * 64
+    assert read_manifest(manifest).pending == REASON
 
 
 def test_proof_of_before_does_not_stay_beside_one_that_failed(

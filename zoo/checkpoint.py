@@ -271,7 +271,7 @@ def complete_runs(
     damaged, with a word to `on_damage`.
 
     Raises:
-        CheckpointError: there is none; if one is damaged, this says how.
+        CheckpointError: there is none; if one is damaged, this says how, unless `on_damage` did.
     """
     found: list[Checkpoint] = []
     damaged: list[CheckpointError] = []
@@ -285,7 +285,7 @@ def complete_runs(
     complete = [
         run for run in found if run.meta.finished_at is not None and run.meta.pretraining is None
     ]
-    if not complete and damaged:
+    if not complete and damaged and on_damage is None:
         raise damaged[0]
     if not complete:
         raise CheckpointError(f"no complete run in {runs}: train one with zoo-train MODEL")

@@ -61,7 +61,7 @@ def atomic_files(main: Path, *, last: Path) -> Iterator[Path]:
             for part in parts:
                 part.chmod(0o666 & ~_umask())
                 _sync(part)
-            with _locked(main.parent):
+            with locked(main.parent):
                 for part in parts:
                     part.replace(main.with_name(part.name))
             _sync(main.parent)
@@ -104,14 +104,14 @@ def _part_folder(parent: Path) -> Iterator[Path]:
     _drop_left(parent)
     part = Path(tempfile.mkdtemp(dir=parent, prefix=".part-"))
     try:
-        with _locked(part):
+        with locked(part):
             yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, which ends with the process; where there are no locks, do nothing."""
     handle = os.open(folder, os.O_RDONLY)
     try:
