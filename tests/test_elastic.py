@@ -24,9 +24,10 @@ from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
 from zoo.errors import CheckpointError, ZooError
 from zoo.own import load_function
+from zoo.preprocess import Preprocessing
 
 TESTS = Path(__file__).parent
-SPARE = "tiny_network:spare"
+SPARE, TRAP = "tiny_network:spare", "tiny_network:trap"
 DEADLINE = 500.0  # seconds
 UNSAFE = (
     "after a restart by torchrun the processes may not find each other: "
@@ -180,6 +181,28 @@ def test_a_killed_process_leads_to_a_restart_from_the_last_save(
     assert resumed.meta.weights_sha256 == whole.meta.weights_sha256
     assert resumed.meta.test_top1 == whole.meta.test_top1
     assert (resumed.meta.processes, resumed.meta.finished_at is None) == (2, False)
+
+
+@pytest.mark.slow
+def test_the_first_step_that_failed_in_any_process_is_told(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process meets the NaN one step later, in the weights that both share."""
+    data = load_dataset(options[2])
+    means = Preprocessing.of(data).to_batch(data.train.images).mean((1, 2, 3)).sort().values
+    monkeypatch.setenv("TRAP", str((means[-1] + means[-2]).item() / 2))
+    trapped = ["--model", TRAP, *options[1:-1], "--set", "crop_padding=0", "--runs"]
+    told = []
+
+    for processes in ((), ("--nproc", "2")):
+        runs = tmp_path / str(len(told))
+        started_ = [sys.executable, "-m", "training.cli", *trapped, str(runs), *processes]
+        code, _, err = end(begin(started_))
+        assert code == 1, err
+        told.append(re.findall(r"infinite or NaN in (epoch 1, step \d+), ", err[-1]))
+
+    assert len(told[0]) == 1
+    assert told[1] == told[0]
 
 
 LAUNCHES = ("--nproc", "torchrun", "two nodes")

@@ -16,7 +16,7 @@ from training.replay import images_of
 from training.run import replay
 from training.state import is_finite, read_state
 from zoo.errors import CheckpointError, MachineError
-from zoo.files import read_json
+from zoo.files import read_json, write_json
 from zoo.preprocess import Preprocessing
 
 FEW = few_of_each()
@@ -103,6 +103,44 @@ def test_the_step_that_failed_is_found(
     assert shown[0].startswith("epoch 2, step 3 of 6, ")
     assert shown[1].startswith(f"first value that is not finite: {first}")
     assert is_finite(read_state(path / "state" / "last.pt").trainer)
+
+
+@pytest.mark.usefixtures("breaking")
+def test_a_step_that_followed_from_an_earlier_one_leads_back_to_it(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="infinite or NaN in epoch 2, step 3"):
+        train("breaking:forward", SHORT, CPU, FEW, runs=tmp_path)
+    state = tmp_path / "breaking-forward-s0" / "state"
+    (state / "nonfinite.pt").unlink()  # as after several processes
+    facts = read_json(state / "nonfinite.json")
+    write_json(state / "nonfinite.json", facts | {"step": facts["step"] + 2})
+
+    shown = replay(state.parent, CPU, FEW)
+
+    assert shown[1].startswith("first value that is not finite: output of 1 (Breaking)")
+
+
+def test_infinity_by_design_is_no_failure(tmp_path: Path) -> None:
+    recipe = replace(SHORT, ema_decay=0.9)
+
+    done = train("tiny_network:masked", recipe, EAGER_TO_SAVE, FEW, runs=tmp_path)
+
+    assert done.state_dict()["mask"].tolist() == [[0.0, -np.inf], [0.0, 0.0]]
+    assert done.meta.test_top1 is not None
+
+
+def test_weights_that_begin_as_nan_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("lost")
+    module.network = lambda num_classes: nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+    monkeypatch.setitem(sys.modules, "lost", module)
+    monkeypatch.setattr("torch.nn.init.kaiming_uniform_", lambda x, **_: x.data.fill_(np.nan))
+
+    with pytest.raises(MachineError) as caught:
+        train("lost:network", SHORT, CPU, FEW, runs=tmp_path)
+
+    assert str(caught.value) == "the weights to begin with hold NaN or infinity: begin with others"
+    assert list(tmp_path.iterdir()) == []
 
 
 class Blinded(nn.Module):

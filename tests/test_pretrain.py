@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -26,6 +28,7 @@ from training.backbone import Backbone
 from training.philox import Numbers, make_key
 from training.pretrain import Pretrainer, pretrain
 from training.pretrain_cli import build_parser, main, make_settings
+from training.pretrain_folder import PretrainingFolder, PretrainingMetrics
 from training.pretraining import METHODS, Pretraining, pretraining_for
 from training.recipe import with_settings
 from zoo.checkpoint import Checkpoint, save_run
@@ -460,6 +463,49 @@ def test_a_loss_that_is_not_finite_stops_the_run(few: Dataset, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+class Breaking(nn.Module):
+    """Its gradient is NaN in the last step of the first epoch, and its output never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.taken += self.training
+        zero = self.scale - self.scale.detach()
+        return x * (self.scale + zero.sqrt() * (self.taken == 2 * 2 * self.training))
+
+
+@needs_lightly
+def test_weights_that_are_not_finite_are_not_kept(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("breaking")
+    module.network = lambda num_classes: nn.Sequential(
+        OrderedDict(flat=nn.Flatten(), breaking=Breaking(), head=nn.Linear(3072, num_classes))
+    )
+    monkeypatch.setitem(sys.modules, "breaking", module)
+    two_steps = settings("simclr", epoch_steps="2", epochs="1")
+
+    with pytest.raises(MachineError, match="NaN in epoch 1, step 2, "):
+        pretrain("breaking:network", two_steps, few, device="cpu", runs=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_lightly
+@pytest.mark.parametrize("name", ["masked", "tied"])
+def test_a_mask_and_a_weight_of_two_layers_are_no_trouble(
+    name: str, few: Dataset, tmp_path: Path
+) -> None:
+    one = settings("simclr", epochs="1", epoch_steps="1")
+
+    done = pretrain(f"tiny_network:{name}", one, few, device="cpu", runs=tmp_path)
+
+    assert done.meta.epochs_done == 1
+
+
 @needs_lightly
 def test_a_batch_larger_than_the_data_is_refused(few: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ZooError) as caught:
@@ -505,6 +551,44 @@ def test_the_command_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert shown[0] == f"{MODEL} on {dataset} by simclr, 1 epochs, batch 10, seed 0"
     line = r"epoch 1/1  \d+ img/s  loss \d+\.\d{3}  kNN \d+\.\d\d%  0:00 left"
     assert re.fullmatch(line, shown[-1])
+
+
+@needs_lightly
+def test_the_command_goes_on_with_a_run_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
+    small = ("--batch-size", "10", "--set", "hidden=8", "--epochs", "2", "--seed", "3")
+    shown = (MODEL, "--method", "simclr", "--device", "cpu", "--runs", str(tmp_path))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.pretrain_folder.PretrainingFolder.keep", kept_once(stop))
+        assert main([*shown, "--dataset", dataset, *small]) == 130
+    run = tmp_path / f"pretrain-simclr-{FOLDER.removesuffix('0')}3"
+    capsys.readouterr()
+
+    assert main([*shown, "--resume", str(run), "--set", "hidden=9"]) == 2
+    assert "(hidden was 8, is 9): resume without" in capsys.readouterr().err
+    code = main([*shown, "--resume", str(run)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (0, f"{run}\n")
+    assert err.startswith(f"{MODEL} on {dataset} by simclr, 2 epochs, batch 10, seed 3\n")
+    assert f"continuing {run} after 1 of its 2 epochs" in err
+
+
+def kept_once(then: Callable[..., None]) -> Callable[..., None]:
+    """As `keep`, and something after it."""
+    keep = PretrainingFolder.keep
+
+    def kept(folder: PretrainingFolder, line: PretrainingMetrics) -> None:
+        keep(folder, line)
+        then()
+
+    return kept
 
 
 def test_options_change_the_settings_of_the_method() -> None:

@@ -224,7 +224,7 @@ def test_zoo_train_does_what_the_record_says(job: Job, tmp_path: Path) -> None:
         ({"model": "resnet_21"}, "no model named 'resnet_21': did you mean"),
         ({"recipe": "studdy"}, "no recipe named 'studdy': did you mean study?"),
         ({"settings": {"peak": "1"}}, "a recipe has no field 'peak'"),
-        ({"settings": {"peak_lr": "0"}}, "peak_lr must be above 0 and finite, got 0.0"),
+        ({"settings": {"peak_lr": "0"}}, "peak_lr must be above 0 and finite in float32, got 0.0"),
         ({"pretraining": "dino"}, "no method named 'dino': choose one of byol, moco, simclr"),
         ({"model": "vit_tiny", "image_size": 33}, "model 'vit_tiny' takes images of"),
     ],

@@ -78,6 +78,8 @@ def test_the_rate_follows_the_batch_only_where_asked() -> None:
 
     assert (scaled.batch_size, scaled.peak_lr) == (256, 0.025)
     assert (kept.batch_size, kept.peak_lr) == (256, 0.1)
+    mine = job("resnet_20", "--batch-size", "256", "--scale-lr", "--set", "peak_lr=0.4").recipe
+    assert (mine.batch_size, mine.peak_lr) == (256, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,13 @@ def test_the_rate_follows_the_batch_only_where_asked() -> None:
         (("resnet_20", "--recipe", "qick"), "no recipe named 'qick': did you mean quick?"),
         (("resnet_20", "--set", "peak_lr"), "--set expects FIELD=VALUE, such as"),
         (("resnet_20", "--set", "x=1"), "a recipe has no field 'x': choose one of"),
-        (("resnet_20", "--set", "peak_lr=inf"), "peak_lr must be above 0 and finite, got inf"),
+        (
+            ("resnet_20", "--set", "peak_lr=inf"),
+            "peak_lr must be above 0 and finite in float32, got inf",
+        ),
         (
             ("resnet_20", "--set", "peak_lr=-1"),
-            "recipe 'study': peak_lr must be above 0 and finite, got -1",
+            "recipe 'study': peak_lr must be above 0 and finite in float32, got -1",
         ),
         (
             ("resnet_20", "--scale-lr"),

@@ -1,5 +1,7 @@
 """A network of somebody's own: a step of it takes a millisecond, and it draws random numbers."""
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,35 @@ class Headed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.stem(images).mean(dim=(2, 3)))
+
+
+class Trap(nn.Module):
+    """In training, gives infinity for images whose mean lies above TRAP, of the environment."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        is_caught = images.mean((1, 2, 3), keepdim=True) > float(os.environ["TRAP"])
+        return images + torch.where(is_caught & self.training, torch.inf, 0.0)
+
+
+def trap(num_classes: int) -> nn.Module:
+    """One that cannot be trained on some image."""
+    return nn.Sequential(Trap(), *tiny(num_classes))
+
+
+def masked(num_classes: int) -> nn.Module:
+    """One with a mask as that of causal attention."""
+    network = Headed(num_classes)
+    network.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    return network
+
+
+def tied(num_classes: int) -> nn.Module:
+    """Two layers with one weight, and a classifier."""
+    network = Headed(num_classes)
+    network.stem.append(nn.Conv2d(8, 8, 1))
+    network.stem.append(nn.Conv2d(8, 8, 1))
+    network.stem[-1].weight = network.stem[-2].weight
+    return network
 
 
 def spare(num_classes: int) -> nn.Module:

@@ -214,7 +214,7 @@ class Augmentation:
         # Last, because the arithmetic above is 8x slower on three interleaved channels (AMD EPYC).
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.preprocessing.fit(images)
+        return self.preprocessing.fit(images, self.shift, self.scale)
 
 
 def _rectangles(policy: Policy, u: Tensor, size: int) -> Tensor:

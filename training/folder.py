@@ -39,7 +39,7 @@ from zoo.checkpoint import (
     save_run,
 )
 from zoo.environment import capture, git_commit
-from zoo.errors import CheckpointError, ZooError, first_line
+from zoo.errors import CheckpointError, MachineError, ZooError, first_line
 from zoo.files import write_atomic, write_json
 from zoo.signals import held_signals
 
@@ -133,7 +133,8 @@ class RunFolder:
         """
         trainer = self.trainer
         state = trainer.state()
-        if sum(summed(trainer.accelerator, [0.0 if is_finite(state) else 1.0])):
+        is_good = is_finite(state, but=trainer.stepper.masks)
+        if sum(summed(trainer.accelerator, [0.0 if is_good else 1.0])):
             raise self._failure()
         if trainer.rank == 0:
             with held_signals():
@@ -152,6 +153,8 @@ class RunFolder:
     def _failure(self) -> NonFinite:
         """The last step left NaN or infinity, though its loss was finite."""
         trainer, stepper = self.trainer, self.trainer.stepper
+        if stepper.epoch == 0:
+            raise MachineError("the weights to begin with hold NaN or infinity: begin with others")
         epoch, step = stepper.epoch, stepper.step - 1
         rate = stepper.schedule((epoch - 1) * trainer.steps + step)
         return NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=trainer.recipe.peak_lr)
@@ -209,12 +212,14 @@ class RunFolder:
         """
         if self.trainer.rank != 0:
             return
-        self.lock.release()
         if not self.is_worth_keeping:
             shutil.rmtree(self.path, ignore_errors=True)
-        elif self.lines and find_spec("matplotlib") is None:
+        self.lock.release()
+        if not (self.is_worth_keeping and self.lines):
+            return
+        if find_spec("matplotlib") is None:
             note(f"{CURVES} is left out: matplotlib is not installed")
-        elif self.lines:
+        else:
             from training.curves import draw_curves
 
             draw_curves([asdict(line) for line in self.lines], self.path / CURVES)

@@ -1,6 +1,7 @@
 """Which runs are under way: a lock that ends with the process that holds it."""
 
 import fcntl
+import os
 from pathlib import Path
 from typing import TextIO
 
@@ -26,11 +27,15 @@ class Lock:
         Raises:
             UnderWay: another process trains the run.
         """
-        file = (self._run / LOCK).open("a")
-        if not _locked(file):
-            file.close()
-            raise UnderWay(f"{self._run} is under way in another process: wait for its end")
-        self._file = file
+        while True:
+            file = (self._run / LOCK).open("a")
+            if not _locked(file):
+                file.close()
+                raise UnderWay(f"{self._run} is under way in another process: wait for its end")
+            if _is_at(file, self._run / LOCK):
+                self._file = file
+                return
+            file.close()  # it was given back, and its name removed, after it was opened
 
     def release(self) -> None:
         """Let others train it."""
@@ -42,10 +47,19 @@ class Lock:
 
 def is_under_way(run: Path) -> bool:
     """Whether a process, this one too, trains the run now."""
-    if not (run / LOCK).exists():
+    try:
+        with (run / LOCK).open() as file:
+            return not _locked(file)
+    except FileNotFoundError:
         return False
-    with (run / LOCK).open("a") as file:
-        return not _locked(file)
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file has this name still."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(file: TextIO) -> bool:

@@ -165,9 +165,9 @@ class Trainer:
             NonFinite: one was not.
         """
         everywhere: Tensor = self.accelerator.gather(self.stepper.bad[None])
-        step = int(everywhere.max().item())
-        if step >= 0:
-            epoch = self.stepper.epoch
+        steps = everywhere[everywhere >= 0].tolist()
+        if steps:  # what one process finds spoils the weights of all: the next step of the others
+            epoch, step = self.stepper.epoch, int(min(steps))
             rate = self.stepper.schedule((epoch - 1) * self.steps + step)
             raise NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=self.recipe.peak_lr)
 

@@ -76,8 +76,8 @@ class Average:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         pairs = list(zip(self._tensors(self.module), self._tensors(model), strict=True))
-        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.floats = [pair for pair in pairs if _has_mean(pair[0])]
+        self.others = [pair for pair in pairs if not _has_mean(pair[0])]  # counters and masks
 
     @torch.no_grad()
     def update(self, is_first: Tensor) -> None:
@@ -87,9 +87,13 @@ class Average:
         steps = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(steps, weight)
         torch._foreach_add_(mine, steps)
-        for counter, theirs_ in self.counters:
-            counter.copy_(theirs_)
+        for other, theirs_ in self.others:
+            other.copy_(theirs_)
 
     @staticmethod
     def _tensors(model: nn.Module) -> list[Tensor]:
         return [*model.parameters(), *model.buffers()]
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())

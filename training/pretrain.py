@@ -32,6 +32,8 @@ from training.pretraining import Pretraining
 from training.processes import processes
 from training.recipe import Runtime
 from training.schedule import learning_rate
+from training.state import is_finite
+from training.step import infinite_buffers
 from training.views import Views
 from zoo.checkpoint import NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta
 from zoo.data import Dataset, validation_split
@@ -135,6 +137,9 @@ class Pretrainer:
         self.method = make_method(settings, self.backbone)
         for part in (self.method.learns, self.method.rest):
             part.to(self.device).to(memory_format=torch.channels_last)
+        self.masks = infinite_buffers(self.method.learns, "0") | infinite_buffers(
+            self.method.rest, "1"
+        )
         images, labels = to_tensors(data.train, rows)
         self.source = make_source(images, labels, self.device, batch=settings.batch_size)
         self.bank = images.permute(0, 2, 3, 1), labels  # (N, 32, 32, 3) on the host
@@ -186,7 +191,7 @@ class Pretrainer:
         """Train one epoch, counted from 1, and look at the nearest neighbours.
 
         Raises:
-            NonFinite: the loss became infinite or NaN.
+            NonFinite: the loss became infinite or NaN, or the last step left weights that are.
         """
         start = reported = time.perf_counter()
         size, epochs = self.settings.batch_size, self.settings.epochs
@@ -217,8 +222,9 @@ class Pretrainer:
                 )
         losses = self.losses.cpu()
         trained = time.perf_counter() - start
-        if not losses.isfinite().all():
-            first = int((~losses.isfinite()).byte().argmax())
+        are_finite = losses.isfinite()
+        if not (are_finite.all() and is_finite(self._tensors(), but=self.masks)):
+            first = int((~are_finite).byte().argmax()) if not are_finite.all() else self.steps - 1
             rate = self.schedule((epoch - 1) * self.steps + first)
             raise NonFinite(
                 epoch=epoch, step=first, learning_rate=rate, peak_lr=self.settings.peak_lr

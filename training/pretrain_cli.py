@@ -10,9 +10,12 @@ from training.options import AUTO
 from training.pretraining import METHODS, Pretraining, pretraining_for
 from training.recipe import DEVICES, read_settings, with_epochs, with_settings
 from zoo.command import Parser, positive_int, run, seed
+from zoo.errors import CheckpointError
+from zoo.plain import from_plain
 
 if TYPE_CHECKING:
     from training.pretrain_folder import PretrainingMetrics
+    from zoo.checkpoint import RunMeta
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,31 +38,37 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="one setting more"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of weights, order and views")
+    parser.add_argument("--seed", type=seed, help="of weights, order and views (0)")
     parser.add_argument(
-        "--dataset",
-        default="cifar100",
-        help="cifar100, cifar100-mini (shipped), cifar10 or folder:PATH",
+        "--dataset", help="cifar100 (unless given), cifar100-mini (shipped), cifar10 or folder:PATH"
     )
     parser.add_argument("--data-dir", type=Path, help="where the data lies; else ZOO_DATA")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on after its last complete epoch; auto: the newest incomplete one of this "
-        "command, or a new one",
+        help="go on after its last complete epoch, with its own settings, seed and data set; "
+        "auto: the newest incomplete one of this command, or a new one",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser
 
 
-def make_settings(args: argparse.Namespace) -> Pretraining:
-    """Resolve the options to one value.
+def make_settings(args: argparse.Namespace, began: "RunMeta | None" = None) -> Pretraining:
+    """Resolve the options, over those that a run `began` with, to one value.
 
     Raises:
         ZooError: a setting is unknown or out of range.
+        CheckpointError: those of the run are damaged.
     """
     settings = pretraining_for(args.method)
+    if began is not None and began.pretraining == args.method:
+        try:
+            settings = from_plain(Pretraining, began.recipe)
+        except (TypeError, ValueError) as reason:
+            raise CheckpointError(
+                f"the settings of {args.resume} are damaged ({reason}): start a new run"
+            ) from None
     if args.epochs is not None:
         settings = with_epochs(settings, args.epochs)
     changes = read_settings(args.set)
@@ -69,17 +78,19 @@ def make_settings(args: argparse.Namespace) -> Pretraining:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    settings = make_settings(args)
+    began = _began(args.resume)
+    settings = make_settings(args, began)
     _check(args.model)  # before any data is fetched
 
     from training.display import TrainingDisplay, duration
     from training.pretrain import pretrain
-    from training.pretrain_folder import require_begun
     from zoo.display import load_shown
 
-    if args.resume not in (None, AUTO):
-        require_begun(Path(args.resume))
-    data = load_shown(args.dataset, args.data_dir)
+    if args.seed is None:
+        args.seed = 0 if began is None else began.seed
+    data = load_shown(
+        args.dataset or ("cifar100" if began is None else began.dataset.name), args.data_dir
+    )
     print(
         f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "
         f"batch {settings.batch_size}, seed {args.seed}",
@@ -106,6 +117,17 @@ def _pretrain(args: argparse.Namespace) -> None:
             on_note=bar.note,
         )
     print(done.path)
+
+
+def _began(resume: str | None) -> "RunMeta | None":
+    """The facts of the run that is named."""
+    from training.pretrain_folder import require_begun
+    from zoo.checkpoint import Checkpoint
+
+    if resume in (None, AUTO):
+        return None
+    require_begun(Path(resume))
+    return Checkpoint.open(resume).meta
 
 
 def _check(model: str) -> None:

@@ -127,16 +127,17 @@ class PretrainingFolder:
                 content = {"trainer": self.trainer.state(), "metrics": lines}
                 write_content(states / LAST, content, replaces=states / PREVIOUS)
             write_atomic(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-            weights = self.trainer.network.state_dict() if done else None
+            named = self.trainer.network.state_dict() if done else None
+            weights = named and {key: tensor.clone() for key, tensor in named.items()}  # some tied
             self.meta = save_run(self.path, meta, weights).meta
             if is_complete:
                 shutil.rmtree(states, ignore_errors=True)
 
     def close(self) -> None:
         """Let others train it; a folder without a complete epoch goes."""
-        self.lock.release()
         if not self.lines:
             shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.release()
 
 
 def require_begun(path: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from training.recipe import PRECISIONS, Recipe, require
+from training.recipe import MOST_RATE, PRECISIONS, Recipe, require
 from zoo.errors import ZooError, nearest
 
 METHODS = ("simclr", "moco", "byol")
@@ -43,7 +43,7 @@ class Pretraining:
             "epochs": (self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size >= 4, "4 or more"),
             "epoch_steps": (self.epoch_steps is None or self.epoch_steps >= 1, "none or 1 or more"),
-            "peak_lr": (0 < self.peak_lr < math.inf, "above 0 and finite"),
+            "peak_lr": (0 < self.peak_lr <= MOST_RATE, "above 0 and finite in float32"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more and finite"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "in [0, epochs)"),

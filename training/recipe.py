@@ -18,6 +18,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 CUDA_GRAPHS = ("auto", "on", "off")
 MEMORY_FORMATS = ("channels-last", "contiguous")
 COMM_HOOKS = ("none", "fp16", "bf16")
+MOST_RATE = 3.4e38  # what a float32 holds
 MOST_ALPHA = 100  # of Mixup and CutMix, which mix halves by then
 
 Settings = TypeVar("Settings", bound=Any)  # a Recipe, or settings that are as much like one
@@ -73,7 +74,7 @@ class Recipe:
             "batch_size": (self.batch_size >= 2, "2 or more (batch norm needs two images)"),
             "epoch_steps": (self.epoch_steps is None or self.epoch_steps >= 1, "none or 1 or more"),
             "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            "peak_lr": (0 < self.peak_lr < math.inf, "above 0 and finite"),
+            "peak_lr": (0 < self.peak_lr <= MOST_RATE, "above 0 and finite in float32"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "in [0, epochs)"),

@@ -67,7 +67,7 @@ def keep_failure(folder: RunFolder, failure: NonFinite) -> MachineError:
 def state_before(
     trainer: Trainer, last: dict[str, Tensor], epoch: int, step: int
 ) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
-    """The state before this step, or before the one before it, which may have left the NaN; which.
+    """The state before this step, or before an earlier one that left the NaN; which.
 
     None where the steps that lead there do not repeat.
     """
@@ -79,9 +79,10 @@ def state_before(
         try:
             _go_to(trainer, target)
             state = trainer.state()
-        except NonFinite:
-            return None
-        if is_finite(state):
+        except NonFinite as before:
+            place = before.epoch, before.step
+            return state_before(trainer, last, *place) if place < (epoch, step) else None
+        if is_finite(state, but=trainer.stepper.masks):
             return state, target
     return None
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -164,10 +164,12 @@ def drop_previous(run: Path) -> None:
     (run / STATE / PREVIOUS).unlink(missing_ok=True)
 
 
-def is_finite(state: Mapping[str, Tensor]) -> bool:
-    """Whether no tensor of a trainer's state holds NaN or infinity."""
+def is_finite(state: Mapping[str, Tensor], *, but: Collection[str] = ()) -> bool:
+    """Whether no tensor of a trainer's state, but for those named, holds NaN or infinity."""
     return all(
-        bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()
+        bool(tensor.isfinite().all())
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and name not in but
     )
 
 

@@ -62,6 +62,7 @@ class Step:
         self.network = prepare(
             network, accelerator, image_size=augmentation.preprocessing.image_size
         )
+        self.masks = infinite_buffers(network, "model", "average")  # of `tensors`
         self.average = Average(network, recipe.ema_decay) if recipe.ema_decay else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.schedule = learning_rate(recipe, steps)
@@ -341,3 +342,16 @@ class Step:
             torch.cuda.set_rng_state(mine, self.device)
         else:
             torch.set_rng_state(mine)
+
+
+def infinite_buffers(network: nn.Module, *heads: str) -> frozenset[str]:
+    """Buffers that hold infinity before any step, such as the mask of causal attention.
+
+    Their names after each of `heads` and a dot.
+    """
+    names = [
+        name
+        for name, buffer in network.named_buffers()
+        if buffer.is_floating_point() and not buffer.isfinite().all()
+    ]
+    return frozenset(f"{head}.{name}" for head in heads for name in names)

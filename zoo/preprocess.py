@@ -80,12 +80,13 @@ class Preprocessing:
         stored = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
         x = stored.to(device).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
         shift, scale = levels(self.mean, x.device), levels(self.std, x.device)
-        return self.fit((x - shift) / scale)
+        return self.fit((x - shift) / scale, shift, scale)
 
-    def fit(self, images: "Tensor") -> "Tensor":
+    def fit(self, images: "Tensor", shift: "Tensor", scale: "Tensor") -> "Tensor":
         """Resize and cut a batch that is normalised already, on its device.
 
         What bicubic interpolation puts beyond black and white is cut off, as in an image of bytes.
+        `shift` and `scale` are the levels of mean and deviation, on that device.
 
         Shapes:
             (B, 3, H, W) -> (B, 3, S, S); channels-last unless the batch is passed on as it is.
@@ -97,7 +98,6 @@ class Preprocessing:
         if images.shape[-2:] == (size, size) and size == kept:
             return images
         if images.shape[-2:] != (size, size):
-            shift, scale = levels(self.mean, images.device), levels(self.std, images.device)
             images = F.interpolate(
                 images, size=(size, size), mode=self.interpolation, antialias=True
             ).clamp(-shift / scale, (255 - shift) / scale)
