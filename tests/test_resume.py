@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from small_runs import (
     trained_elsewhere,
 )
 
-from training import Recipe, Runtime, train
+from training import Recipe, Runtime, lock, train
 from training.options import build_parser, make_job
 from training.processes import Job
 from training.resume import run_to_continue
@@ -303,6 +304,50 @@ def test_a_run_of_other_pixels_is_not_continued_by_auto(cut: Path, tmp_path: Pat
 
     assert found(tmp_path) is None
     assert found(tmp_path, size=48) == cut
+
+
+def test_a_lock_that_was_given_back_after_it_was_opened_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a third process would make a file of its own, and lock that."""
+    real, opened = lock._locked, []
+
+    def slow(file: TextIO) -> bool:
+        if not opened:
+            (tmp_path / lock.LOCK).unlink()  # the other process ends
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr(lock, "_locked", slow)
+    mine = lock.Lock(tmp_path)
+    mine.take()
+
+    assert len(opened) == 2
+    assert lock.is_under_way(tmp_path)
+    mine.release()
+    assert not lock.is_under_way(tmp_path)
+
+
+def test_a_folder_without_a_step_goes_before_others_may_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    real = lock.Lock.release
+
+    def look(self: lock.Lock) -> None:
+        left.extend(tmp_path.iterdir())
+        real(self)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock.Lock, "release", look)
+    monkeypatch.setattr("training.loop.Trainer.run_steps", stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, SHORT, CPU, FEW, runs=tmp_path)
+
+    assert left == []
 
 
 def test_a_run_under_way_is_left_alone(cut: Path, tmp_path: Path) -> None:
