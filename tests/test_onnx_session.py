@@ -319,7 +319,7 @@ def test_damaged_name_is_refused(exported: Artifact, tmp_path: Path) -> None:
 
 
 def test_whatever_a_runtime_raises_is_one_line(
-    exported: Artifact, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise KeyError("of its own")

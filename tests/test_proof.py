@@ -272,7 +272,7 @@ def test_accuracy_on_fewer_images_is_reported(taught: Reference) -> None:
 
 
 class BlindSession(EagerSession):
-    """The same answer to every image."""
+    """The same answer to every image of a batch."""
 
     def run(self, images: Tensor) -> Tensor:
         answers = super().run(images)

@@ -266,8 +266,9 @@ def make_job(args: argparse.Namespace) -> Job:
     if args.scale_lr and args.batch_size is None:
         raise ZooError("--scale-lr follows the batch size: name one with --batch-size")
     if args.scale_lr:
-        named = {key: settings.pop(key) for key in ("peak_lr",) if key in settings}
-        recipe = scaled(with_settings(recipe, named), args.batch_size)
+        if "peak_lr" in settings:
+            recipe = with_settings(recipe, {"peak_lr": settings.pop("peak_lr")})
+        recipe = scaled(recipe, args.batch_size)
     if args.batch_size is not None:
         settings["batch_size"] = str(args.batch_size)
     if args.full_train:

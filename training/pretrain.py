@@ -222,9 +222,9 @@ class Pretrainer:
                 )
         losses = self.losses.cpu()
         trained = time.perf_counter() - start
-        are_finite = losses.isfinite()
-        if not (are_finite.all() and is_finite(self._tensors(), but=self.masks)):
-            first = int((~are_finite).byte().argmax()) if not are_finite.all() else self.steps - 1
+        bad = ~losses.isfinite()
+        if bad.any() or not is_finite(self._tensors(), but=self.masks):
+            first = int(bad.byte().argmax()) if bad.any() else self.steps - 1
             rate = self.schedule((epoch - 1) * self.steps + first)
             raise NonFinite(
                 epoch=epoch, step=first, learning_rate=rate, peak_lr=self.settings.peak_lr
