@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import check_precision, check_target, check_written, load_target, target_of
-from export.flags import export_parser
+from export.flags import OF_RUNS, OF_WRITING, export_parser, given, refuse_idle
 from zoo import command
 from zoo.errors import ArtifactError, CheckpointError, MachineError, ZooError
 
@@ -43,16 +43,20 @@ def _export(args: argparse.Namespace) -> int:
                 f"hand over; put it first: zoo-export {folder} {option}"
             )
     if args.prove:
+        _refuse(given(args, OF_WRITING), "--prove writes nothing")
         return _prove(args)
-    args.to, args.precision = args.to or ["onnx"], args.precision or ["fp32"]
-    if args.preprocess and "onnx" not in args.to:
-        raise ZooError("--preprocess is for .onnx files: add onnx to --to")
-    if args.provider is not None and "onnx" not in args.to:
-        raise ZooError("--provider is for .onnx files: add onnx to --to")
     wants = args.triton is not None or args.bundle is not None
     if wants and files and len(files) == len(args.paths):
+        _refuse(given(args, (*OF_WRITING, *OF_RUNS)), f"{files[0]} is handed over as it is")
         return _hand_over_files(args)
+    args.to, args.precision = args.to or ["onnx"], args.precision or ["fp32"]
+    refuse_idle(args)
     return _write(args)
+
+
+def _refuse(options: Sequence[str], why: str) -> None:
+    if options:
+        raise ZooError(f"{why}: leave out {', '.join(options)}")
 
 
 def _is_source(path: Path) -> bool:
@@ -126,7 +130,6 @@ def _write_one(
             opset=args.opset,
             int8_method=args.int8_method,
             int8_images=args.int8_images,
-            int8_weight_bits=args.int8_weight_bits,
             int8_max_drop=args.int8_max_drop,
             trt_flavor=args.trt_flavor,
             trt_workspace_mib=args.trt_workspace,

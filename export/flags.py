@@ -1,10 +1,29 @@
 """What `zoo-export`, `zoo-eval` and `zoo-predict` may be told."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from export import PRECISIONS, TARGETS
 from zoo import command
+from zoo.errors import ZooError
+
+_INT8 = ("--int8-method", "--int8-max-drop", "--int8-images")
+_TENSORRT = (
+    *("--trt-flavor", "--trt-workspace", "--trt-timing-cache"),
+    *("--trt-version-compatible", "--trt-hardware-compatible"),
+)
+# Options that only some files are written with -> the option that asks for such a file, and with
+# which values.
+READ_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "--preprocess": ("--to", ("onnx",)),
+    "--provider": ("--to", ("onnx",)),
+    "--opset": ("--to", ("onnx", "trt", "openvino")),
+    **dict.fromkeys(_INT8, ("--precision", ("int8",))),
+    **dict.fromkeys(_TENSORRT, ("--to", ("trt",))),
+}
+OF_WRITING = tuple(name for name in READ_BY if name != "--provider")
+OF_RUNS = ("--all", "--data-dir", "--device", "--provider", "--model")
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -94,13 +113,6 @@ def export_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="training images to find ranges from",
     )
-    int8.add_argument(
-        "--int8-weight-bits",
-        type=int,
-        choices=(7, 8),
-        default=7,
-        help="of files for CPUs; 8 only where they have VNNI: others clip sums and lose points",
-    )
     tensorrt = parser.add_argument_group("TensorRT")
     tensorrt.add_argument(
         "--trt-flavor", choices=("tensorrt", "rtx"), help="without it, what is installed"
@@ -121,6 +133,34 @@ def export_parser() -> argparse.ArgumentParser:
         "--trt-hardware-compatible", action="store_true", help="for other GPUs too, but slower"
     )
     return parser
+
+
+def refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options that would change nothing about the files to be written.
+
+    Raises:
+        ZooError: one was given, and no target or precision that reads it.
+    """
+    for option in given(args, READ_BY):
+        asking, values = READ_BY[option]
+        asked = getattr(args, _place(asking))
+        if not set(values).intersection(asked):
+            raise ZooError(
+                f"{option} is for {asking} {' or '.join(values)}, got {asking} {','.join(asked)}: "
+                "leave it out"
+            )
+
+
+def given(args: argparse.Namespace, options: Iterable[str]) -> list[str]:
+    """Those of the options of `zoo-export` that do not have the value that they have unasked."""
+    parser = export_parser()
+    places = ((option, _place(option)) for option in options)
+    return [name for name, place in places if getattr(args, place) != parser.get_default(place)]
+
+
+def _place(option: str) -> str:
+    """The name of an option's value."""
+    return option.removeprefix("--").replace("-", "_")
 
 
 def eval_parser() -> argparse.ArgumentParser:

@@ -51,7 +51,6 @@ class ExportOptions:
     opt_batch: int = 256  # images; the batch an engine is tuned for
     int8_method: str = "minmax"  # a key of export.ranges.METHODS
     int8_images: int = 512  # training images to find ranges from
-    int8_weight_bits: int = 7  # 8 only for CPUs with VNNI; engines always have 8
     int8_max_drop: float = INT8_MAX_DROP  # of top-1 on validation and test split, in [0, 1]
     calibration: "Calibration | None" = None  # made of these by whoever knows the run
     trt_flavor: str | None = None  # "tensorrt" or "rtx"; None: what is installed

@@ -4,7 +4,6 @@ import io
 import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +76,7 @@ class OnnxTarget:
             from export.quantize import CPU, quantise
 
             assert options.calibration is not None
-            preset = replace(CPU, weight_bits=options.int8_weight_bits)
-            proto, facts["int8"] = quantise(proto, preset, options.calibration, _opened)
+            proto, facts["int8"] = quantise(proto, CPU, options.calibration, _opened)
         path.write_bytes(proto.SerializeToString(deterministic=True))
         return facts
 

@@ -3,7 +3,6 @@
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -72,8 +71,7 @@ class OpenVinoTarget:
             from export.quantize import CPU, quantise
 
             assert options.calibration is not None
-            preset = replace(CPU, weight_bits=options.int8_weight_bits)
-            proto, facts["int8"] = quantise(proto, preset, options.calibration, _opened)
+            proto, facts["int8"] = quantise(proto, CPU, options.calibration, _opened)
         network = read_graph(proto.SerializeToString(), fold=precision != "int8")
         save_network(network, path, precision=precision, metadata=metadata)
         if precision == "int8":

@@ -14,6 +14,7 @@ from sample_run import sample_run
 from export import export_model
 from export.artifact import Artifact
 from export.cli import main
+from export.flags import READ_BY, export_parser
 from export.opening import open_artifact
 from export.target import Tolerance
 from export.to_onnx import OnnxTarget
@@ -309,6 +310,13 @@ def test_folder_that_cannot_be_written_is_named(
     assert capsys.readouterr().err.endswith(f"{run}/artifacts: File exists\n")
 
 
+def test_it_is_known_who_reads_each_option_of_int8_and_tensorrt() -> None:
+    options = re.findall(r"--(?:int8|trt)-[\w-]+", export_parser().format_help())
+
+    assert options
+    assert set(options) <= set(READ_BY)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -317,7 +325,10 @@ def test_folder_that_cannot_be_written_is_named(
         (["--to", "onnx,"], "expected names with commas between, like onnx,trt; got 'onnx,'"),
         (["--precision", "fp32,fp17"], "no precision named 'fp17': did you mean fp16"),
         (["--precision", "bf16"], "--to onnx does not write bf16: use fp32, fp16, int8"),
-        (["--to", "trt", "--preprocess"], "--preprocess is for .onnx files: add onnx to --to"),
+        (
+            ["--to", "trt", "--preprocess"],
+            "--preprocess is for --to onnx, got --to trt: leave it out",
+        ),
         (["--opset", "9"], "--opset 9: torch writes opsets 18 to 23"),
         (["--provider", "cuda"], "--provider cuda needs --device cuda, got cpu"),
         (["--provider", "tpu"], "no provider named 'tpu': did you mean cpu?"),
@@ -325,7 +336,27 @@ def test_folder_that_cannot_be_written_is_named(
         (["--device", "gpu"], "expected cpu, cuda or cuda:N, got 'gpu'"),
         (["--runs", "nowhere"], "no complete run in nowhere: train one with zoo-train MODEL"),
         (["nowhere"], "there is no run nowhere: train one with zoo-train MODEL"),
-        (["--provider", "cpu", "--to", "aoti"], "--provider is for .onnx files: add onnx to --to"),
+        (
+            ["--provider", "cpu", "--to", "aoti"],
+            "--provider is for --to onnx, got --to aoti: leave",
+        ),
+        (
+            ["--opset", "20", "--to", "aoti"],
+            "--opset is for --to onnx or trt or openvino, got --to",
+        ),
+        (["--trt-workspace", "9"], "--trt-workspace is for --to trt, got --to onnx: leave it out"),
+        (
+            ["--precision", "fp16,fp32", "--int8-images", "9"],
+            "--int8-images is for --precision int8, got --precision fp16,fp32: leave it out",
+        ),
+        (
+            ["--prove", "--opset", "20", "--int8-method", "entropy"],
+            "--prove writes nothing: leave out --opset, --int8-method",
+        ),
+        (
+            ["a.onnx", "--bundle", "--device", "cuda", "--preprocess"],
+            "a.onnx is handed over as it is: leave out --preprocess, --device",
+        ),
         (["a.onnx", "--bundle", "--to", "trt"], "are for runs, and a.onnx is a file already"),
         (
             ["a.onnx", "--prove", "--precision", "fp16"],

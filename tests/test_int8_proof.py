@@ -30,7 +30,6 @@ from zoo.errors import MachineError
 
 MODEL = "own_network:small"
 OPTIONS = ["--precision", "int8", "--model", MODEL, "--int8-images", "40"]
-ALL_BITS = ["--int8-weight-bits", "8"]
 NEEDS_TENSORRT = pytest.mark.skipif(
     find_spec("tensorrt_rtx_bindings") is None, reason="needs the extra trt-rtx"
 )
@@ -103,16 +102,6 @@ def test_int8_for_cpus_is_written_proven_and_proven_again(
     assert code == 0
     after = read_manifest(run / "artifacts" / "onnx-int8.json")
     assert (after.parity, after.comparison) == (before.parity, before.comparison)
-
-
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_all_bits_of_weights_are_for_who_asks(name: str, run: Path) -> None:
-    pytest.importorskip(name)
-
-    code = main([str(run), "--to", name, *OPTIONS, "--int8-max-drop", "0.2", *ALL_BITS])
-
-    assert code == 0
-    assert manifest(run, name)["facts"]["int8"]["weight_bits"] == 8
 
 
 @NEEDS_TENSORRT
