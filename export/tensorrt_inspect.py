@@ -71,7 +71,8 @@ def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
 
     The engine fuses what the network has, so its kinds are TensorRT's own: kgen, gemm, ... A layer
     counts as int8 where an input is int8; one that copies into another format counts for nothing.
-    Empty where the engine tells nothing of its layers.
+    What says that it convolves counts as convolution, in the format of its weights. Empty where the
+    engine tells nothing of its layers.
     """
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -81,9 +82,14 @@ def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
             continue
         outputs, inputs = _formats(entry.get("Outputs", [])), _formats(entry.get("Inputs", []))
         kind = str(entry.get("LayerType", "?"))
-        if outputs and kind.lower() not in COPIES:
-            form = "int8" if "int8" in inputs else outputs[0]
-            counts.setdefault(kind, Counter())[form] += 1
+        if not outputs or kind.lower() in COPIES:
+            continue
+        form = "int8" if "int8" in inputs else outputs[0]
+        weights = entry.get("Weights")
+        if entry.get("ParameterType") == "Convolution" and isinstance(weights, dict):
+            kind = "convolution"
+            form = WORDS.get(str(weights.get("Type")).lower(), form)
+        counts.setdefault(kind, Counter())[form] += 1
     return _plain(counts)
 
 
@@ -132,17 +138,29 @@ def verify_types(found: LayerTypes, expected: LayerTypes, *, precision: str) -> 
             raise MachineError(f"a {kind} layer computes in {', '.join(sorted(wrong))}, not fp32")
 
 
-def verify_engine(found: LayerTypes, *, precision: str) -> None:
-    """Hold the layers of a built engine against its precision, where it tells of them.
+def verify_engine(found: LayerTypes, expected: LayerTypes | None, *, precision: str) -> None:
+    """Hold the layers of a built engine, where it tells of them, against its precision and graph.
+
+    `expected` is what its graph has, None where that is not at hand.
 
     Raises:
-        MachineError: it tells, and no layer computes in that precision.
+        MachineError: it tells, and no layer computes in that precision, or a convolution in a
+            number format that no convolution or product of the graph has.
     """
     formats = {form for counts in found.values() for form in counts}
     if formats and precision in FORMATS.values() and precision not in formats:
         raise MachineError(
             f"no layer of the {precision} engine computes in {precision}, "
             f"but in {', '.join(sorted(formats))}"
+        )
+    if expected is None:
+        return
+    known = {form for counts in expected.values() for form in counts}  # a product may become one
+    told = found.get("convolution", {})
+    if not set(told) <= known:
+        raise MachineError(
+            f"the {precision} engine has convolutions in {_counts(told)} where its graph computes "
+            f"in {', '.join(sorted(known))}"
         )
 
 

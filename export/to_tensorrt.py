@@ -107,10 +107,12 @@ class TensorRtTarget:
         """Run an engine with the flavour that wrote it.
 
         Raises:
-            MachineError: no layer of it computes in its precision.
+            MachineError: its layers compute in other formats than those of its graph.
         """
         session = TensorRtSession(path, device=device)
-        verify_engine(session.layer_types, precision=session.precision)
+        has_graph = path.with_suffix(".onnx").is_file()
+        expected = graph_layer_types(self.graph(path)) if has_graph else None
+        verify_engine(session.layer_types, expected, precision=session.precision)
         return session
 
     def pending(self, path: Path, *, device: str) -> str | None:
@@ -158,7 +160,8 @@ def write_engine(
     source = graph.SerializeToString(deterministic=True)
     model = next((item.value for item in graph.metadata_props if item.key == "model"), "model")
     built = build_engine(source, flavor, options, name=f"{model} {precision}", gpu=gpu)
-    verify_types(built.network, graph_layer_types(graph), precision=precision)
+    expected = graph_layer_types(graph)
+    verify_types(built.network, expected, precision=precision)
     path.write_bytes(built.plan)
     path.with_suffix(".onnx").write_bytes(source)
     facts = {
@@ -174,7 +177,7 @@ def write_engine(
     if gpu is None:
         return facts
     engine = TensorRtSession(path, device=options.device).layer_types
-    verify_engine(engine, precision=precision)
+    verify_engine(engine, expected, precision=precision)
     return facts | {
         "engine_layers": engine,
         "layers": f"{facts['layers']}; engine: {summarise(engine)}",

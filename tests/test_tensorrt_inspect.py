@@ -27,8 +27,8 @@ class EngineWithoutGpu:
         return json.dumps({"Layers": self.layers, "I/O Tensors": []})
 
 
-def layer(kind: str, inputs: list[str], outputs: list[str]) -> dict[str, object]:
-    return {
+def layer(kind: str, inputs: list[str], outputs: list[str], **more: object) -> dict[str, object]:
+    return more | {
         "Name": "fused",
         "LayerType": kind,
         "Inputs": [{"Name": "a", "Format/Datatype": text} for text in inputs],
@@ -48,6 +48,13 @@ def test_engine_layers_are_counted_by_the_words_of_both_generations() -> None:
                 ["Thirty-two wide channel vectorized row major Int8 format."],
                 ["Row major linear FP32"],
             ),
+            layer(
+                "CaskConvActPool",
+                ["Row major linear FP16 format"],
+                ["Row major linear FP32"],
+                ParameterType="Convolution",
+                Weights={"Type": "Half", "Count": 432},
+            ),
             layer("shape_call", ["Int64"], ["Int64"]),
             layer("signal", [], []),
         ]
@@ -57,10 +64,11 @@ def test_engine_layers_are_counted_by_the_words_of_both_generations() -> None:
 
     assert types == {
         "CaskConvolution": {"fp16": 1, "int8": 1},
+        "convolution": {"fp16": 1},
         "gemm": {"fp32": 1},
         "kgen": {"fp16": 2},
     }
-    assert summarise(types) == "fp16 3, fp32 1, int8 1"
+    assert summarise(types) == "fp16 4, fp32 1, int8 1"
 
 
 def test_an_engine_that_names_its_layers_only_has_no_types() -> None:
@@ -112,16 +120,27 @@ def test_a_precision_that_no_layer_has_is_refused() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_an_engine_has_a_layer_in_its_precision(precision: str) -> None:
-    verify_engine({"kgen": {"fp32": 1}, "gemm": {precision: 1}}, precision=precision)
-    verify_engine({}, precision=precision)  # it tells nothing
+    verify_engine({"kgen": {"fp32": 1}, "gemm": {precision: 1}}, None, precision=precision)
+    verify_engine({}, GRAPH, precision=precision)  # it tells nothing
 
     for other in {"fp32", "fp16", "int8"} - {precision}:
         with pytest.raises(MachineError) as caught:
-            verify_engine({"kgen": {other: 3}}, precision=precision)
+            verify_engine({"kgen": {other: 3}}, None, precision=precision)
 
         assert str(caught.value) == (
             f"no layer of the {precision} engine computes in {precision}, but in {other}"
         )
+
+
+def test_convolutions_of_an_engine_have_the_formats_of_its_graph() -> None:
+    verify_engine({"convolution": {"fp16": 9}, "kgen": {"fp32": 2}}, GRAPH, precision="fp16")
+
+    with pytest.raises(MachineError) as caught:
+        verify_engine({"convolution": {"fp16": 8, "fp32": 1}}, GRAPH, precision="fp16")
+
+    assert str(caught.value) == (
+        "the fp16 engine has convolutions in fp16 8, fp32 1 where its graph computes in fp16"
+    )
 
 
 class SessionWithoutGpu:
