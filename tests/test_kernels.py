@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,9 @@ def test_maps_are_kept_as_matrices() -> None:
 # In Triton
 
 
+@pytest.mark.skipif(
+    version("triton").startswith("3.6."), reason="its interpreter fails with NumPy 2.4"
+)
 def test_kernels_agree_with_torch_in_an_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 
