@@ -25,9 +25,8 @@ One trained network of each family with convolutions. Most were trained briefly,
 images. Where top-1 on validation images falls by more than {100 * KEEPS:.1f} points, layers stay
 in float, the most sensitive first; training held these images out, but for runs on all of them.
 Top-1 is of the whole test split, which chose nothing. p is McNemar's, exact and two-sided: large
-where the loss may be chance. Weights have 7 bits, since with 8 an x86 CPU without VNNI clips sums;
-records of 8 bits are older, of a CPU that has it. Logits are left in float since commit 3e9602e;
-records of earlier ones rounded them too.
+where the loss may be chance. Weights have 7 bits, since with 8 an x86 CPU without VNNI clips sums.
+Logits are left in float since commit 3e9602e; records of earlier ones rounded them too.
 """
 LEFT_COLUMNS = 2
 
