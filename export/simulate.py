@@ -75,25 +75,19 @@ def rounded_in_fp32(proto: "onnx.ModelProto") -> "onnx.ModelProto":
 
     Every number and every scale of fp16 is one of fp32 too.
     """
-    import numpy as np
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    graph = copy.graph
-    constants = {one.name: one for one in graph.initializer}
-    nodes = list(graph.node)
-    graph.ClearField("node")
+    nodes = list(copy.graph.node)
+    copy.graph.ClearField("node")
     for node in nodes:
-        scale = constants.get(node.input[1]) if node.op_type == "QuantizeLinear" else None
-        if scale is not None and scale.data_type == onnx.TensorProto.FLOAT16:
-            source, wide = node.output[0] + "_wide", node.output[0] + "_scale"
-            array = onnx.numpy_helper.to_array(scale).astype(np.float32)
-            graph.initializer.append(onnx.numpy_helper.from_array(array, wide))
-            cast = onnx.helper.make_node(
-                "Cast", [node.input[0]], [source], to=onnx.TensorProto.FLOAT
-            )
-            graph.node.append(cast)
-            node.input[0], node.input[1] = source, wide
-        graph.node.append(node)
+        if node.op_type == "QuantizeLinear":
+            for index in (0, 1):  # what is rounded, and its scale
+                name = f"{node.output[0]}_fp32_{index}"
+                kind = onnx.TensorProto.FLOAT
+                cast = onnx.helper.make_node("Cast", [node.input[index]], [name], to=kind)
+                copy.graph.node.append(cast)
+                node.input[index] = name
+        copy.graph.node.append(node)
     return copy

@@ -153,14 +153,16 @@ def test_missing_runtime_is_named_when_a_file_is_opened(
         open_artifact(str(exported.path), "cpu")
 
 
+@pytest.mark.skipif(
+    onnxruntime.__version__.startswith("1.23."), reason="ONNX Runtime tells from 1.24 on"
+)
 def test_work_on_the_cpu_is_no_session_on_a_gpu(exported: Artifact) -> None:
     """A provider may be registered and run nothing: ONNX Runtime tells what runs where."""
     session = OnnxSession(exported.path)
 
     found = operators_by_provider(session._session)
 
-    if found is None:
-        pytest.skip("ONNX Runtime before 1.24 does not tell")
+    assert found is not None
     assert {"Conv", "Gemm"} <= found["CPUExecutionProvider"]
     with pytest.raises(MachineError) as caught:
         check_placement(exported.path, "CUDAExecutionProvider", found)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
 
 from export.tensorrt_inspect import engine_layer_types, summarise, verify_engine, verify_types
@@ -143,6 +144,10 @@ def test_convolutions_of_an_engine_have_the_formats_of_its_graph() -> None:
     )
 
 
+HALF = """<ir_version: 10, opset_import: ["" : 20]>
+half (float16[N,3,8,8] x, float16[4,3,3,3] w) => (float16[N,4,6,6] y) { y = Conv(x, w) }"""
+
+
 class SessionWithoutGpu:
     """Stands in for a session on an engine, which takes a GPU."""
 
@@ -159,3 +164,17 @@ def test_an_engine_that_is_opened_is_looked_into(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(MachineError, match="no layer of the int8 engine computes in int8, but in"):
         TensorRtTarget().open(Path("trt-int8.engine"), device="cuda")
+
+
+def test_an_engine_that_is_opened_is_held_against_the_graph_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.to_tensorrt.TensorRtSession", SessionWithoutGpu)
+    monkeypatch.setattr(SessionWithoutGpu, "precision", "fp16")
+    monkeypatch.setattr(SessionWithoutGpu, "layer_types", {"convolution": {"fp16": 1, "fp32": 1}})
+    engine = tmp_path / "trt-fp16.engine"
+    TensorRtTarget().open(engine, device="cuda")  # alone it says no more than its precision
+    onnx.save(onnx.parser.parse_model(HALF), engine.with_suffix(".onnx"))
+
+    with pytest.raises(MachineError, match=r"convolutions in fp16 1, fp32 1 where .* in fp16$"):
+        TensorRtTarget().open(engine, device="cuda")

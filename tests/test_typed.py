@@ -1,6 +1,6 @@
 """fp16 written into ONNX graphs: what becomes fp16, what stays fp32, and that the answer stays."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -45,9 +45,6 @@ def types(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def answers(model: onnx.ModelProto) -> Array:
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        found: Array = SimulatedSession(model).run(torch.from_numpy(IMAGES)).numpy()
-        return found
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     # The graph as it is written, not what an optimiser makes of it.
@@ -59,9 +56,19 @@ def answers(model: onnx.ModelProto) -> Array:
     return found
 
 
-def assert_same_answers(typed: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def simulated(model: onnx.ModelProto) -> Array:
+    """What a typed graph with quantisers is proven by; ONNX Runtime 1.23 cuts off what is fp16."""
+    found: Array = SimulatedSession(model).run(torch.from_numpy(IMAGES)).numpy()
+    return found
+
+
+def assert_same_answers(
+    typed: onnx.ModelProto,
+    model: onnx.ModelProto,
+    answered: Callable[[onnx.ModelProto], Array] = answers,
+) -> None:
     onnx.checker.check_model(typed, full_check=True)
-    expected, found = answers(model), answers(typed)
+    expected, found = answers(model), answered(typed)
     assert found.dtype == expected.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 * abs(expected).max())
 
@@ -219,21 +226,27 @@ def test_quantised_weights_stay_integers_and_their_scales_become_fp16() -> None:
     assert kinds["integers"] == TensorProto.INT8
     assert kinds["scales_fp16"] == kinds["step_fp16"] == TensorProto.FLOAT16
     assert types(typed)["Conv"] == types(typed)["DequantizeLinear"] == "FLOAT16"
-    assert_same_answers(typed, model)
+    assert_same_answers(typed, model, simulated)
 
 
 def test_a_simulation_rounds_in_fp32_what_is_fp16() -> None:
     typed = typed_fp16(quantised(0.01))
+    assert quantiser_takes(typed) == ["FLOAT16", "FLOAT16"]
 
     proto = rounded_in_fp32(typed)
 
     onnx.checker.check_model(proto, full_check=True)
-    scales = {one.name: one for one in proto.graph.initializer}
-    (quantiser,) = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
-    assert scales[quantiser.input[1]].data_type == TensorProto.FLOAT
-    assert numpy_helper.to_array(scales[quantiser.input[1]]) == np.float16(0.03)
-    assert [node.op_type for node in typed.graph.node].count("QuantizeLinear") == 1
-    assert {one.name for one in typed.graph.initializer} < set(scales)
+    assert quantiser_takes(proto) == ["FLOAT", "FLOAT"]
+    assert quantiser_takes(typed) == ["FLOAT16", "FLOAT16"]
+
+
+def quantiser_takes(model: onnx.ModelProto) -> list[str]:
+    """Types of the number and the scale that the one QuantizeLinear is given."""
+    body = onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True).graph
+    known = {one.name: one.data_type for one in body.initializer}
+    known |= {one.name: one.type.tensor_type.elem_type for one in body.value_info}
+    (quantiser,) = [node for node in body.node if node.op_type == "QuantizeLinear"]
+    return [TensorProto.DataType.Name(known[name]) for name in quantiser.input[:2]]
 
 
 def test_a_scale_too_small_for_fp16_keeps_its_layer_fp32() -> None:
@@ -245,7 +258,7 @@ def test_a_scale_too_small_for_fp16_keeps_its_layer_fp32() -> None:
     assert kinds["scales"] == TensorProto.FLOAT
     assert types(typed)["Conv"] == types(typed)["DequantizeLinear"] == "FLOAT"
     assert types(typed)["Relu"] == "FLOAT16"
-    assert_same_answers(typed, model)
+    assert_same_answers(typed, model, simulated)
 
 
 def test_a_value_of_unknown_type_is_refused() -> None:
