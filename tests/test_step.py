@@ -10,6 +10,7 @@ from small_runs import SHORT, TINY, few_of_each
 
 from training import Recipe, Runtime
 from training.loop import Trainer
+from training.philox import Numbers
 from training.step import Step
 from zoo.data import Dataset
 from zoo.errors import ZooError
@@ -177,6 +178,35 @@ def test_the_steps_before_a_capture_lie_within_a_short_epoch(
 
     after_it = run.state()
     assert all(torch.equal(after_it[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10_000])  # of 50 images a batch
+def test_what_is_drawn_ahead_is_what_each_step_would_draw(
+    at_once: int, few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.step.DRAWN_AHEAD", at_once)
+    step = trainer(replace(SHORT, mixup_alpha=0.2), few).stepper
+
+    for epoch in (1, 2):
+        step.begin(epoch)
+        for number in range(step.steps):
+            place = step.offset + number * 50
+            numbers = Numbers(key=step.key, epoch=torch.tensor(epoch), place=place)
+            expected = step.augmentation(*step.source.batch(step.order[place]), numbers)
+            assert all(map(torch.equal, step.batch(), expected))
+            step.take()
+
+
+def test_preparing_batches_leaves_the_step_where_it_is(few: Dataset) -> None:
+    run, other = trainer(SHORT, few), trainer(SHORT, few)
+    for one in (run, other):
+        next(one.run_steps(1))
+
+    run.stepper.augment(run.steps)  # and so past the end of the epoch
+
+    losses = [[loss.item() for loss, _ in one.run_steps(1)] for one in (run, other)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == run.steps - 1
 
 
 def test_mixed_images_train(few: Dataset) -> None:

@@ -135,7 +135,9 @@ def test_the_number_of_processes_does_not_change_the_data(few: Dataset) -> None:
     whole, places = step.batch(), step.offset
 
     halves = []
+    step.share = len(places) // 2
     for step.offset in places.chunk(2):  # what each of two processes asks for
+        step.drawn.clear()
         halves.append(step.batch())
 
     for number, tensor in enumerate(whole):

@@ -52,12 +52,19 @@ def retouch_groups(tables: Tables, images: Tensor, operation: Tensor, column: Te
     return torch.cat(done).index_select(0, order.argsort())
 
 
-def apply_stage(tables: Tables, images: Tensor, operation: Tensor, column: Tensor) -> Tensor:
+def apply_stage(
+    tables: Tables, images: Tensor, operation: Tensor, column: Tensor, crop: Tensor | None = None
+) -> Tensor:
     """Move, or change the values of, each image: by groups on a CPU, all at once elsewhere.
 
+    With `crop`, the table of a move to make first, pixels are moved once for both.
+
     Shapes:
-        (B, 3, S, S) uint8, (B,), (B,) -> (B, 3, S, S) uint8, on the same device.
+        (B, 3, H, H) uint8, (B,), (B,), (B, S * S) -> (B, 3, S, S) uint8, on the same device.
     """
-    images = geometry.move(images, moves(tables, operation, column))
+    pixels = moves(tables, operation, column)
+    if crop is not None:
+        pixels = geometry.after(crop, pixels, black=images[0, 0].numel())
+    images = geometry.move(images, pixels)
     retouch = retouch_groups if images.device.type == "cpu" else retouch_all
     return retouch(tables, images, operation, column)

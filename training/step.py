@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from training.augment import Augmentation, epoch_seed, shuffled
+from training.augment import Augmentation, Draw, epoch_seed, shuffled
 from training.freeze import Frozen
 from training.mix import mixed_cross_entropy
 from training.optim import Average, make_optimizer
@@ -26,6 +26,7 @@ from zoo.errors import MachineError, first_line, is_out_of_memory
 from zoo.session import require_compiler
 
 WARM_UP_STEPS = 3  # before a capture, which must find every buffer in its place
+DRAWN_AHEAD = 2048  # images for which a CPU draws at once: a third of the time of one batch each
 OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # compile modes that capture graphs themselves
 
 
@@ -79,6 +80,7 @@ class Step:
         self.order = self.host_order.to(self.device)
         self.rates = torch.zeros(steps, device=self.device)
 
+        self.drawn: dict[tuple[int, int], Draw] = {}  # by epoch and step, on a CPU
         self.graph: torch.cuda.CUDAGraph | None = None
         self.capture_failure: str | None = None
         self.forward_loss: Callable[..., tuple[Tensor, Tensor]] = self._forward_loss
@@ -215,16 +217,24 @@ class Step:
             self._load_epoch()
         self._set_rng(state["rng"])
 
-    def augment(self) -> None:
-        """Prepare the batch of the next step and drop it: what augmentation costs alone."""
-        self.source.bring(self._rows_on_host())
-        self.batch()
+    def augment(self, batches: int) -> None:
+        """Prepare the next batches of the epoch and drop them: what augmentation costs alone."""
+        self.drawn.clear()
+        here = self.step
+        for ahead in range(batches):
+            self.step = (here + ahead) % self.steps
+            self.place[1] = self.step
+            self.source.bring(self._rows_on_host())
+            self.batch()
+        self.step = here
+        self.place[1] = here
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Augmented images of the next step, as `Augmentation` gives them, of what was brought."""
         place = self.place[1] * self.recipe.batch_size + self.offset
         stored, labels = self.source.batch(self.order.index_select(0, place))
-        return self.augmented(stored, labels, self.key, self.place[0], place)
+        drawn = self._draw_ahead() if self.device.type == "cpu" else None
+        return self.augmented(stored, labels, self.key, self.place[0], place, drawn)
 
     def _take(self) -> None:
         images, labels, others, share = self.batch()
@@ -264,10 +274,31 @@ class Step:
             hits.append(right)
         return torch.stack(losses).mean(), torch.stack(hits).mean()
 
+    def _draw_ahead(self) -> Draw:
+        """What happens to the images of the next step, drawn for some steps at once.
+
+        A small tensor takes a CPU as long as a larger one, and drawing has a hundred of them.
+        """
+        if (self.epoch, self.step) not in self.drawn:
+            first, share = self.step, self.share
+            steps = torch.arange(first, min(self.steps, first + max(1, DRAWN_AHEAD // share)))
+            place = (steps[:, None] * self.recipe.batch_size + self.offset).flatten()
+            drawn = self.augmentation.draw(Numbers(key=self.key, epoch=self.place[0], place=place))
+            parts = (drawn.of_rows(slice(row, row + share)) for row in range(0, len(place), share))
+            self.drawn = {(self.epoch, first + k): part for k, part in enumerate(parts)}
+        return self.drawn[self.epoch, self.step]
+
     def _augmented(
-        self, stored: Tensor, labels: Tensor, key: Tensor, epoch: Tensor, place: Tensor
+        self,
+        stored: Tensor,
+        labels: Tensor,
+        key: Tensor,
+        epoch: Tensor,
+        place: Tensor,
+        drawn: Draw | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.augmentation(stored, labels, Numbers(key=key, epoch=epoch, place=place))
+        numbers = Numbers(key=key, epoch=epoch, place=place)
+        return self.augmentation(stored, labels, numbers, drawn)
 
     def _forward_loss(
         self, images: Tensor, labels: Tensor, others: Tensor | None, share: Tensor | None

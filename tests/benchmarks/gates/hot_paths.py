@@ -103,7 +103,7 @@ def hot_paths() -> Iterator[HotPath]:
         name="augmentation",
         group="training",
         prepare=_augmentation,
-        is_right=lambda nothing: nothing is None,
+        is_right=_is_batch,
     )
     for target in ("onnx", "openvino"):
         yield HotPath(
@@ -240,8 +240,17 @@ def _step(folder: Path) -> Call:
 
 
 def _augmentation(folder: Path) -> Call:
-    augment: Call = trainer(AUGMENT_BATCH).stepper.augment
-    return augment
+    from training.philox import Numbers
+
+    stepper = trainer(AUGMENT_BATCH).stepper
+    images, labels = stepper.source.batch(stepper.order[:AUGMENT_BATCH])
+    numbers = Numbers(key=stepper.key, epoch=stepper.place[0], place=stepper.offset)
+    return lambda: stepper.augmentation(images, labels, numbers)
+
+
+def _is_batch(batch: Any) -> bool:
+    images = batch[0]
+    return images.shape == (AUGMENT_BATCH, 3, 32, 32) and bool(images.isfinite().all())
 
 
 def _load(target: str) -> Callable[[Path], Call]:

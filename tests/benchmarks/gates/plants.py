@@ -101,7 +101,7 @@ PLANTS: Mapping[str, Plant] = {
     ),
     "augmentation": Plant(
         file="training/augment.py",
-        before="        drawn = self.draw(numbers)",
+        before="        images = self.apply(stored, drawn)",
         slows="augmentation",
     ),
     "step": Plant(

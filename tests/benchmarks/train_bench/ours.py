@@ -64,18 +64,17 @@ class Ours:
                     yield loss
 
     def augment(self, batches: int) -> bool:
-        """Prepare the next batch again and again, as a graph where the step is one."""
+        """Prepare the next batches; where the step is a graph, the next one again and again."""
         stepper = self.trainer.stepper
         if stepper.step == self.trainer.steps:  # an epoch has no batch after its last
             stepper.begin(stepper.epoch + 1)
         if stepper.graph is None:
-            for _ in range(batches):
-                stepper.augment()
+            stepper.augment(batches)
             return True
         if self.alone is None:
             self.alone = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.alone):
-                stepper.augment()
+                stepper.batch()
         for _ in range(batches):
             self.alone.replay()
         return True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WARM_STEPS = 5  # in which everything that happens once has happened
 SETTLE_STEPS = 2  # at the start of a round: others have used the caches meanwhile
 LAST_STEPS = 5  # whose loss is compared with that of the first
-MIN_BATCHES = 5  # prepared alone
+MIN_BATCHES = 16  # prepared alone: a CPU draws for as many at once
 CALIBRATION_S = 0.3
 MIB = 2**20
 
