@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import training.pretrain_cli
 import training.sweep_cli
 import zoo.cli
 from profiling import Measurement, read_records
+from training import Recipe
+from training.recipes import RECIPES
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
 from zoo.evaluate import evaluate
@@ -94,6 +97,17 @@ def test_the_run_is_as_told() -> None:
     assert f"{meta.test_top1:.2%} top-1 after 15 epochs in {minutes}" in " ".join(README.split())
 
 
+def test_the_longer_run_is_as_told() -> None:
+    short, long = (Checkpoint.open(RESULTS / "runs" / f"resnet_20-s0{n}").meta for n in ("", "-3"))
+
+    longer = replace(Recipe.from_json(short.recipe), epochs=40, warmup_epochs=8.0)
+    assert longer == Recipe.from_json(long.recipe)
+    assert long.environment["cpu"] == "Intel(R) Xeon(R) Processor"
+    minutes = f"{long.train_seconds / 60:.0f} minutes"
+    assert f"`--epochs 40` it is {long.test_top1:.2%} in {minutes}" in " ".join(README.split())
+    assert f"{long.test_top1:.2%}, {minutes}" in RECIPES["quick"].expected
+
+
 @pytest.mark.parametrize("run", ["resnet_20-s0-2", "improved_resnet20_convnext-s0"])
 def test_the_runs_on_a_gpu_are_as_told(run: str) -> None:
     meta = Checkpoint.open(RESULTS / "runs" / run).meta
@@ -105,11 +119,14 @@ def test_the_runs_on_a_gpu_are_as_told(run: str) -> None:
 
 
 def trained_on(machine: str) -> dict[str, list[str]]:
-    """Images/s and "times", of each contender, in the section of a machine."""
+    """Images/s, "times" and the share of its data, of each contender, in a machine's section."""
     page = (RESULTS / "training" / "README.md").read_text()
     rows = page.partition(machine)[2].partition("\n## ")[0].splitlines()
-    cells = {row.split("|")[1].strip(): row.split("|")[3:5] for row in rows if row.count("|") > 5}
-    return {name: [cell.split("(")[0].strip() for cell in pair] for name, pair in cells.items()}
+    cells = [row.split("|") for row in rows if row.count("|") > 5]
+    return {
+        row[1].strip(): [row[3].split("(")[0].strip(), row[4].split("(")[0].strip(), row[6]]
+        for row in cells
+    }
 
 
 def test_the_speed_of_training_is_as_told() -> None:
@@ -130,6 +147,9 @@ def test_the_speed_of_training_is_as_told() -> None:
         f"timm's, {cpu['torchvision-compile'][1]} and {cpu['timm-compile'][1]} times where these "
         "compile too"
     ) in told
+    assert (
+        f"augmentation is {cpu['ours-compile'][2].split('(')[1].strip(' )')} of that step" in told
+    )
     assert (
         f"AMD EPYC with AVX2 alone {plain['ours-compile'][0]} images/s, "
         f"{plain['torchvision-eager'][1]} and {plain['timm-eager'][1]} times the two, "
