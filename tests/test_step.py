@@ -197,6 +197,19 @@ def test_what_is_drawn_ahead_is_what_each_step_would_draw(
             step.take()
 
 
+def test_a_cpu_draws_once_for_many_steps(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, asked = trainer(SHORT, few), []
+    draw = run.stepper.augmentation.draw
+    monkeypatch.setattr(
+        run.stepper.augmentation, "draw", lambda n: asked.append(len(n.place)) or draw(n)
+    )
+
+    list(run.run_steps(1))
+
+    assert run.steps > 1
+    assert asked == [run.steps * 50]
+
+
 def test_preparing_batches_leaves_the_step_where_it_is(few: Dataset) -> None:
     run, other = trainer(SHORT, few), trainer(SHORT, few)
     for one in (run, other):

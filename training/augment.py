@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -87,9 +87,7 @@ class Draw:
 
     def of_rows(self, rows: slice) -> "Draw":
         """The choices for some of the images."""
-        return replace(
-            self, **{f.name: _rows_of(getattr(self, f.name), rows) for f in fields(self)}
-        )
+        return Draw(**{f.name: _rows_of(getattr(self, f.name), rows) for f in fields(self)})
 
 
 class Augmentation:
