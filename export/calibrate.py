@@ -1,6 +1,6 @@
 """Which images int8 is made with: some to find ranges from, others to judge the result by."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from zoo.preprocess import Preprocessing
 if TYPE_CHECKING:
     import onnx
 
+AUTO = "auto"  # whichever method gives the smallest error
 SEED = 0  # of the choice among the training images
 PIXELS = 64 * 32 * 32  # in one batch, all of whose values in the network lie in memory at once
 
@@ -34,7 +35,7 @@ class Calibration:
     validation: Split
     is_held_out: bool  # whether training did without the validation images
     preprocessing: Preprocessing
-    method: str  # a key of METHODS
+    methods: Sequence[str]  # of METHODS; the best of them is taken
     max_drop: float  # of top-1 on the validation images, in [0, 1]
     eager_right: Callable[[], Tensor]  # (V,) bool: which validation images eager gets right
 
@@ -45,10 +46,17 @@ class Calibration:
             yield as_fed(proto, self.images[start : start + size], self.preprocessing)
 
 
-def check_method(name: str) -> None:
-    """Refuse a name that is no method, with the nearest ones."""
+def methods_of(name: str) -> Sequence[str]:
+    """The methods that --int8-method asks for: all of METHODS by `auto`.
+
+    Raises:
+        ZooError: there is no method of this name; the nearest ones are told.
+    """
+    if name == AUTO:
+        return METHODS
     if name not in METHODS:
-        raise ZooError(f"no int8 method named {name!r}: {nearest(name, METHODS)}")
+        raise ZooError(f"no int8 method named {name!r}: {nearest(name, (AUTO, *METHODS))}")
+    return (name,)
 
 
 def divided(data: Dataset) -> tuple[np.ndarray, Split]:

@@ -68,7 +68,7 @@ def _is_source(path: Path) -> bool:
 
 def _write(args: argparse.Namespace) -> int:
     """Write every file of every run; one that fails does not stop the others."""
-    from export.calibrate import check_method
+    from export.calibrate import methods_of
     from export.onnx_session import check_provider
     from export.proof import Reference
     from export.to_onnx import check_opset
@@ -76,7 +76,7 @@ def _write(args: argparse.Namespace) -> int:
     from zoo.doctor import require_kernels
 
     check_opset(args.opset)
-    check_method(args.int8_method)
+    methods_of(args.int8_method)
     if args.provider is not None:
         check_provider(args.provider, args.device or "cpu")
     codes: list[int] = []

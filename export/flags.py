@@ -94,9 +94,10 @@ def export_parser() -> argparse.ArgumentParser:
     int8 = parser.add_argument_group("int8")
     int8.add_argument(
         "--int8-method",
-        default="minmax",
+        default="auto",
         metavar="NAME",
-        help="how ranges are found: minmax, percentile or entropy",
+        help="how ranges are found: minmax, percentile, entropy, or auto, whichever of these "
+        "changes the logits least",
     )
     int8.add_argument(
         "--int8-max-drop",

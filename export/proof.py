@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.calibrate import Calibration, check_method, chosen, divided, right
+from export.calibrate import Calibration, chosen, divided, methods_of, right
 from export.mcnemar import Comparison, compare_answers
 from export.parity import CLOSE, IMAGES, Parity, batched_logits, compare
 from export.raw import RawReference
@@ -99,7 +99,7 @@ class Reference:
             DataError: a class has too few training images to hold any out.
             ZooError: an option is out of range.
         """
-        check_method(options.int8_method)
+        methods = methods_of(options.int8_method)
         if options.int8_images < 1 or not 0 <= options.int8_max_drop <= 1:
             raise ZooError(
                 f"int8 takes 1 or more images and a drop in [0, 1], got {options.int8_images} and "
@@ -111,7 +111,7 @@ class Reference:
             validation=validation,
             is_held_out=self.run.meta.dataset.val_images > 0,
             preprocessing=self.preprocessing,
-            method=options.int8_method,
+            methods=methods,
             max_drop=options.int8_max_drop,
             eager_right=lambda: self._right_on_validation,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from export.calibrate import Calibration, right
 from export.mcnemar import most_lost
 from export.ranges import Range, value_ranges
-from export.sensitivity import WEIGHTED, Layer, find_layers, kept_in_float
+from export.sensitivity import WEIGHTED, Layer, find_layers, kept_in_float, output_errors
 from export.target import require
 from zoo.errors import MachineError, first_line
 from zoo.evaluate import predict
@@ -69,7 +69,8 @@ def quantise(
 ) -> tuple["onnx.ModelProto", Mapping[str, Any]]:
     """Quantise a float graph; return it with what the manifest tells about it.
 
-    As many layers as needed, the most sensitive first, stay in float until top-1 on the validation
+    Of the methods to find ranges with, that one is taken with which the logits change least. As
+    many layers as needed, the most sensitive first, stay in float until top-1 on the validation
     images, measured with what `opened` makes of a graph, falls by no more than `max_drop`.
 
     Raises:
@@ -83,12 +84,7 @@ def quantise(
     layers = find_layers(inferred, preset.operators)
     if not layers:
         raise MachineError("int8: the graph has no convolution and no product with weights")
-    found = value_ranges(
-        inferred,
-        preset.operators,
-        lambda: calibration.batches(inferred),
-        method=calibration.method,
-    )
+    method, found = _closest_ranges(inferred, preset, calibration)
     eager, labels = calibration.eager_right(), calibration.validation.fine
     count = len(labels)
 
@@ -105,7 +101,7 @@ def quantise(
     eager_top1 = int(eager.sum()) / count
     if choice.top1 < allowed:
         raise MachineError(
-            f"int8 ({calibration.method}, {len(calibration.images)} images): top-1 on {count} "
+            f"int8 ({method}, {len(calibration.images)} images): top-1 on {count} "
             f"validation images fell from {eager_top1:.2%} to {choice.top1:.2%}, more than the "
             f"{100 * calibration.max_drop:.2f} points allowed, with all but one of {len(layers)} "
             "layers in float: nothing was written; try another --int8-method, more --int8-images "
@@ -114,7 +110,7 @@ def quantise(
     return choice.graph, {
         "preset": preset.name,
         "weight_bits": preset.weight_bits,
-        "method": calibration.method,
+        "method": method,
         "calibration_images": len(calibration.images),
         "layers": len(layers),
         "kept_float": [layer.name for layer in choice.kept],
@@ -125,6 +121,21 @@ def quantise(
         "validation_drop": eager_top1 - choice.top1,
         "max_drop": calibration.max_drop,
     }
+
+
+def _closest_ranges(
+    proto: "onnx.ModelProto", preset: Preset, calibration: Calibration
+) -> tuple[str, Mapping[str, Range]]:
+    """The method, and its ranges, with which the rounded graph answers most like the float one."""
+    ranges = value_ranges(
+        proto, preset.operators, lambda: calibration.batches(proto), methods=calibration.methods
+    )
+    if len(ranges) == 1:
+        return next(iter(ranges.items()))
+    rounded = (with_quantisers(proto, preset, found, []) for found in ranges.values())
+    errors = dict(zip(ranges, output_errors(proto, rounded, calibration), strict=True))
+    method = min(errors, key=errors.__getitem__)
+    return method, ranges[method]
 
 
 def with_quantisers(

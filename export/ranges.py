@@ -1,7 +1,6 @@
 """The range of each value in a graph that int8 is to cover, from what real images make of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,50 +20,58 @@ LEVELS = 128  # magnitudes of a signed byte
 STEP = 8  # bins between two thresholds that `entropy` tries
 
 
-@dataclass(slots=True)
-class _Magnitudes:
-    """A histogram of absolute values up to the largest."""
-
-    largest: float
-    counts: np.ndarray
-
-
 def value_ranges(
-    proto: "onnx.ModelProto", operators: Sequence[str], feeds: Feeds, *, method: str
-) -> Mapping[str, Range]:
-    """Lowest and highest number to keep, for each float input and output of these operators.
+    proto: "onnx.ModelProto", operators: Sequence[str], feeds: Feeds, *, methods: Sequence[str]
+) -> dict[str, Mapping[str, Range]]:
+    """For each method: the lowest and highest number to keep of what these operators take and make.
 
     `minmax` keeps all; `percentile` cuts off the largest 0.001% of magnitudes; `entropy` cuts where
-    the rounded magnitudes are distributed most like the real ones.
+    the rounded magnitudes are distributed most like the real ones. Constants have no range.
 
     Source:
         entropy: Migacz, "8-bit inference with TensorRT", GTC 2017, slides 37 to 41. Exact zeros,
         which ReLU makes and rounding keeps, do not count.
     """
-    names = _values(proto, operators)
+    limits = _limits(proto, _values(proto, operators), feeds())
+    found: dict[str, Mapping[str, Range]] = {"minmax": limits}
+    cutting = {"percentile": percentile_bins, "entropy": entropy_bins}
+    if not cutting.keys().isdisjoint(methods):
+        histograms = _histograms(proto, limits, feeds())
+        for method in cutting.keys() & set(methods):
+            kept = {name: cutting[method](counts) / BINS for name, counts in histograms.items()}
+            found[method] = {
+                name: (max(low, -kept[name] * largest), min(high, kept[name] * largest))
+                for name, (low, high) in limits.items()
+                for largest in [max(-low, high)]
+            }
+    return {method: found[method] for method in methods}
+
+
+def _limits(
+    proto: "onnx.ModelProto", names: Sequence[str], batches: Iterable[np.ndarray]
+) -> dict[str, Range]:
+    """The lowest and highest number of each value."""
     limits = {name: (np.inf, -np.inf) for name in names}
-    for batch in inner_values(proto, names, feeds()):
+    for batch in inner_values(proto, names, batches):
         for name, values in batch.items():
             low, high = limits[name]
             limits[name] = min(low, float(values.min())), max(high, float(values.max()))
-    if method == "minmax":
-        return limits
-    found = {
-        name: _Magnitudes(max(abs(low), abs(high)), np.zeros(BINS, np.int64))
-        for name, (low, high) in limits.items()
-    }
-    for batch in inner_values(proto, names, feeds()):
+    return limits
+
+
+def _histograms(
+    proto: "onnx.ModelProto", limits: Mapping[str, Range], batches: Iterable[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """How many magnitudes of each value lie in each of BINS bins from zero to the largest."""
+    histograms = {name: np.zeros(BINS, np.int64) for name in limits}
+    for batch in inner_values(proto, [*limits], batches):
         for name, values in batch.items():
-            histogram = found[name]
-            if histogram.largest > 0:
-                bins = (np.abs(values).ravel() * (BINS / histogram.largest)).astype(np.int32)
-                histogram.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
-    kept = percentile_bins if method == "percentile" else entropy_bins
-    ranges = {}
-    for name, (low, high) in limits.items():
-        threshold = found[name].largest * kept(found[name].counts) / BINS
-        ranges[name] = max(low, -threshold), min(high, threshold)
-    return ranges
+            low, high = limits[name]
+            largest = max(-low, high)
+            if largest > 0:
+                bins = (np.abs(values).ravel() * (BINS / largest)).astype(np.int32)
+                histograms[name] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+    return histograms
 
 
 def percentile_bins(counts: np.ndarray) -> int:

@@ -1,10 +1,10 @@
 """Which layers cannot be rounded to int8, and stay in float."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from export.calibrate import Calibration
 from export.simulate import SimulatedSession
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import onnx
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what a layer is counted by
-IMAGES = 64  # that the error of one layer is measured on
+IMAGES = 64  # that an error is measured on
+SMALLEST = 1e-12  # of the squared logits of one image, all of which may be equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,32 @@ def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[La
     return [Layer(name, tuple(group)) for name, group in zip(names, nodes, strict=True)]
 
 
+def output_errors(
+    proto: "onnx.ModelProto", rounded: Iterable["onnx.ModelProto"], calibration: Calibration
+) -> list[float]:
+    """How far the logits of rounded graphs are from those of this graph, for each of them.
+
+    It is the square of the error as a share of that of the image's logits, both about their mean,
+    which tells no class from another: the mean share over IMAGES calibration images. Images with
+    far larger logits than most count no more than these.
+    """
+    images = calibration.preprocessing.to_batch(calibration.images[:IMAGES])
+
+    def answers(graph: "onnx.ModelProto") -> Tensor:
+        logits = SimulatedSession(graph).run(images).double()
+        return logits - logits.mean(1, keepdim=True)
+
+    expected = answers(proto)
+    size = expected.square().sum(1).clamp(min=SMALLEST)
+    return [float(((answers(graph) - expected).square().sum(1) / size).mean()) for graph in rounded]
+
+
 def sensitivities(
     proto: "onnx.ModelProto", layers: Sequence[Layer], rounded: Rounded, calibration: Calibration
 ) -> list[float]:
-    """The error of the logits with one layer in int8 and all others in float, for each layer.
-
-    It is the mean square of the error as a share of that of the logits, over IMAGES calibration
-    images.
-    """
-    images = calibration.preprocessing.to_batch(calibration.images[:IMAGES])
-    expected = SimulatedSession(proto).run(images).double()
-    errors = []
-    for layer in layers:
-        others = [other for other in layers if other is not layer]
-        found = SimulatedSession(rounded(others)).run(images).double()
-        errors.append((found - expected).square().mean() / expected.square().mean())
-    return torch.stack(errors).tolist()
+    """The error of the logits with one layer in int8 and all others in float, for each layer."""
+    alone = (rounded([other for other in layers if other is not layer]) for layer in layers)
+    return output_errors(proto, alone, calibration)
 
 
 def kept_in_float(

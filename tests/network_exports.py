@@ -113,7 +113,7 @@ def assert_int8_agrees(model: nn.Module, data: Dataset, folder: Path) -> None:
         validation=validation,
         is_held_out=True,
         preprocessing=preprocessing,
-        method="minmax",
+        methods=("minmax",),
         max_drop=1.0,  # an untrained network has nothing to lose
         eager_right=lambda: eager,
     )

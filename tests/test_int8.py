@@ -15,11 +15,12 @@ from torch import nn
 
 import export.to_onnx
 import export.to_openvino
-from export.calibrate import Calibration, check_method, chosen, divided
+from export.calibrate import Calibration, chosen, divided, methods_of
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
     LEVELS,
+    METHODS,
     STEP,
     Range,
     entropy_bins,
@@ -27,7 +28,14 @@ from export.ranges import (
     value_ranges,
 )
 from export.raw import RawModel
-from export.sensitivity import Layer, find_layers, kept_in_float, sensitivities
+from export.sensitivity import (
+    IMAGES,
+    Layer,
+    find_layers,
+    kept_in_float,
+    output_errors,
+    sensitivities,
+)
 from export.simulate import SimulatedSession
 from export.target import ExportOptions
 from export.to_onnx import onnx_graph
@@ -73,7 +81,7 @@ def calibration(data: Dataset, model: torch.nn.Module) -> Calibration:
         validation=replace(validation, fine=answers.numpy()),
         is_held_out=True,
         preprocessing=preprocessing,
-        method="minmax",
+        methods=("minmax",),
         max_drop=1.0,
         eager_right=lambda: torch.ones(len(answers), dtype=torch.bool),
     )
@@ -83,7 +91,7 @@ def found_ranges(graph: onnx.ModelProto, calibration: Calibration) -> Mapping[st
     def feeds() -> Iterator[np.ndarray]:
         return calibration.batches(graph)
 
-    return value_ranges(graph, CPU.operators, feeds, method="minmax")
+    return value_ranges(graph, CPU.operators, feeds, methods=["minmax"])["minmax"]
 
 
 # Images
@@ -122,7 +130,7 @@ def test_batches_are_what_the_model_is_fed_with(
 
 def test_unknown_method_is_named() -> None:
     with pytest.raises(ZooError) as caught:
-        check_method("percentil")
+        methods_of("percentil")
 
     assert str(caught.value) == "no int8 method named 'percentil': did you mean percentile?"
 
@@ -133,7 +141,7 @@ def test_unknown_method_is_named() -> None:
 def test_minmax_keeps_every_number(graph: onnx.ModelProto) -> None:
     batches = [images(4).numpy(), 3 * images(2).numpy()]
 
-    ranges = value_ranges(graph, ("Conv",), lambda: batches, method="minmax")
+    ranges = value_ranges(graph, ("Conv",), lambda: batches, methods=["minmax"])["minmax"]
 
     assert ranges["images"] == (batches[1].min(), batches[1].max())
     convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
@@ -146,11 +154,22 @@ def test_lone_outliers_are_cut_off(graph: onnx.ModelProto, method: str) -> None:
     batch = images(256).numpy()
     batch[0, 0, 0, 0] = 400.0
 
-    ranges = value_ranges(graph, ("Conv",), lambda: [batch], method=method)
+    ranges = value_ranges(graph, ("Conv",), lambda: [batch], methods=[method])[method]
 
     low, high = ranges["images"]
     assert low == batch.min()
     assert 2.5 < high < 100
+
+
+def test_every_method_at_once_finds_what_it_finds_alone(graph: onnx.ModelProto) -> None:
+    batch = images(64).numpy()
+
+    together = value_ranges(graph, CPU.operators, lambda: [batch], methods=METHODS)
+
+    assert tuple(together) == METHODS
+    for method, ranges in together.items():
+        alone = value_ranges(graph, CPU.operators, lambda: [batch], methods=[method])
+        assert alone == {method: ranges}
 
 
 def test_percentile_counts_values() -> None:
@@ -294,8 +313,8 @@ def test_full_activations_and_weights_add_up_on_every_cpu(target: ModuleType) ->
     white_images = torch.full((2, 3, 16, 16), 2.0)
     seen = onnx_graph(white.eval(), white_images, metadata={"cifar_zoo_version": "0"})
     seen = onnx.shape_inference.infer_shapes(seen)
-    ranges = value_ranges(seen, CPU.operators, lambda: [white_images.numpy()], method="minmax")
-    proto = with_quantisers(seen, CPU, ranges, [])
+    ranges = value_ranges(seen, CPU.operators, lambda: [white_images.numpy()], methods=["minmax"])
+    proto = with_quantisers(seen, CPU, ranges["minmax"], [])
 
     found = target._opened(proto).run(white_images)
 
@@ -341,17 +360,33 @@ def test_products_of_two_activations_stay_in_float(
 ) -> None:
     seen = onnx_graph(Attention().eval(), images(2), metadata={"cifar_zoo_version": "0"})
     seen = onnx.shape_inference.infer_shapes(seen)
-    ranges = value_ranges(
-        seen, preset.operators, lambda: calibration.batches(seen), method="minmax"
-    )
-
-    made = with_quantisers(seen, preset, ranges, []).graph
+    made = with_quantisers(seen, preset, found_ranges(seen, calibration), []).graph
 
     makers = {name: node for node in made.node for name in node.output}
     (softmax,) = (node for node in made.node if node.op_type == "Softmax")
     assert makers[softmax.input[0]].op_type == "MatMul"  # not DequantizeLinear
     assert {node.op_type for node in made.node if softmax.output[0] in node.input} == {"MatMul"}
     assert sum(node.op_type == "MatMul" for node in made.node) == 3
+
+
+def test_auto_takes_the_method_that_changes_the_answers_least(
+    graph: onnx.ModelProto, calibration: Calibration
+) -> None:
+    """One image of the largest contrast among dim ones: its range leaves these few levels."""
+    dim = (120 + calibration.images // 20).astype(np.uint8)
+    dim[-1] = np.where(calibration.images[-1] > 127, 255, 0)
+    auto = replace(calibration, images=dim, methods=methods_of("auto"))
+
+    made, facts = quantise(graph, CPU, auto, SimulatedSession)
+
+    alone = {
+        method: quantise(graph, CPU, replace(auto, methods=(method,)), SimulatedSession)[0]
+        for method in METHODS
+    }
+    errors = dict(zip(alone, output_errors(graph, alone.values(), auto), strict=True))
+    assert facts["method"] == min(errors, key=errors.__getitem__) != "minmax"
+    assert errors[facts["method"]] < errors["minmax"] / 2
+    assert made == alone[facts["method"]]
 
 
 def test_int8_gives_the_same_file_again(graph: onnx.ModelProto, calibration: Calibration) -> None:
@@ -493,6 +528,26 @@ def test_all_layers_in_float_leave_the_graph_as_it_was(
     proto = with_quantisers(graph, CPU, found_ranges(graph, calibration), layers)
 
     assert precision_of(proto) == "fp32"
+
+
+@pytest.mark.parametrize("shift", ["of all classes", "of one class"])
+def test_error_is_the_mean_share_of_each_image(
+    shift: str, graph: onnx.ModelProto, model: torch.nn.Module, calibration: Calibration
+) -> None:
+    (name,) = (node.input[2] for node in graph.graph.node if node.op_type == "Gemm")
+    shifted = onnx.ModelProto()
+    shifted.CopyFrom(graph)
+    (bias,) = (one for one in shifted.graph.initializer if one.name == name)
+    values = onnx.numpy_helper.to_array(bias).copy()
+    added = np.ones_like(values) if shift == "of all classes" else np.eye(len(values))[0]
+    bias.CopyFrom(onnx.numpy_helper.from_array(values + added.astype(values.dtype), name))
+
+    (error,) = output_errors(graph, [shifted], calibration)
+
+    batch = calibration.preprocessing.to_batch(calibration.images[:IMAGES])
+    logits = EagerSession(model).run(batch).double().numpy()
+    shares = [np.var(added) / np.var(mine) for mine in logits]
+    assert error == pytest.approx(np.mean(shares), rel=1e-4, abs=1e-9)
 
 
 def test_sweep_finds_the_layer_that_does_not_bear_rounding(

@@ -65,7 +65,7 @@ def test_losses_are_in_points_beside_what_chance_says() -> None:
         [
             cost(
                 "resnet_20",
-                measured("onnx", 0.2951, kept_float=("stem", "head")),
+                measured("onnx", 0.2951, kept_float=("stem", "head"), method="entropy"),
                 measured("openvino", 0.301, p_value=0.123),
             )
         ]
@@ -74,8 +74,8 @@ def test_losses_are_in_points_beside_what_chance_says() -> None:
     assert "- 1 of 1 networks have an int8 artifact that loses less than 0.5 points" in text
     assert rows(text)[1] == [
         *("resnet_20", "resnet", "163,840", "30.00"),
-        *("29.51", "0.49", "0.5", "20 of 22", "8"),
-        *("30.10", "-0.10", "0.12", "22 of 22", "8"),
+        *("29.51", "0.49", "0.5", "20 of 22", "8", "entropy"),
+        *("30.10", "-0.10", "0.12", "22 of 22", "8", "minmax"),
     ]
 
 
@@ -87,7 +87,7 @@ def test_what_falls_short_is_named() -> None:
     assert "- 0 of 1 networks have an int8 artifact" in text
     assert "- resnet_20, onnx: loses 0.50 points\n" in text
     assert "- resnet_20, openvino: int8: the graph has no convolution\n" in text
-    assert rows(text)[1][-5:] == [""] * 5
+    assert rows(text)[1][-6:] == [""] * 6
 
 
 def test_what_is_still_to_be_measured_is_named() -> None:

@@ -338,7 +338,9 @@ def test_every_family(name: str, rtx: Flavor, tmp_path: Path) -> None:
     path = tmp_path / "trt.engine"
     expected = EagerSession(model).run(images)
     inferred = onnx.shape_inference.infer_shapes(graph)
-    ranges = value_ranges(inferred, TENSORRT.operators, lambda: [images.numpy()], method="minmax")
+    ranges = value_ranges(
+        inferred, TENSORRT.operators, lambda: [images.numpy()], methods=["minmax"]
+    )["minmax"]
     int8 = with_quantisers(inferred, TENSORRT, ranges, [])
 
     for precision, typed, tolerance in (

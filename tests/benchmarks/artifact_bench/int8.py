@@ -26,7 +26,9 @@ images. Where top-1 on validation images falls by more than {100 * KEEPS:.1f} po
 in float, the most sensitive first; training held these images out, but for runs on all of them.
 Top-1 is of the whole test split, which chose nothing. p is McNemar's, exact and two-sided: large
 where the loss may be chance. Weights have 7 bits, since with 8 an x86 CPU without VNNI clips sums.
-Logits are left in float since commit 3e9602e; records of earlier ones rounded them too.
+Logits are left in float since commit 3e9602e; records of earlier ones rounded them too. Of three
+ways to find ranges the one that changed the logits least was taken, but by min-max alone before
+there was a choice.
 """
 LEFT_COLUMNS = 2
 
@@ -41,6 +43,7 @@ class Int8:
     layers: int | None = None
     kept_float: tuple[str, ...] = ()
     weight_bits: int = ALL_BITS
+    method: str = "minmax"  # of the ranges
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Int8":
@@ -52,6 +55,7 @@ class Int8:
             layers=facts["layers"],
             kept_float=tuple(facts["kept_float"]),
             weight_bits=facts["weight_bits"],
+            method=facts["method"],
         )
 
     @classmethod
@@ -140,7 +144,7 @@ def _section(costs: Sequence[Cost]) -> str:
     commits = dict.fromkeys(cost.commit or "no commit" for cost in costs)
     lines = [["Network", "Family", "Images", "Eager top-1 %"]]
     for name in targets:
-        lines[0] += [f"{name} top-1 %", "lost, points", "p", "layers in int8", "bits"]
+        lines[0] += [f"{name} top-1 %", "lost, points", "p", "layers in int8", "bits", "ranges"]
     for cost in costs:
         by_target = {one.target: one for one in cost.targets}
         eager = next((one.comparison.eager_top1 for one in cost.targets if one.comparison), None)
@@ -161,10 +165,10 @@ def _section(costs: Sequence[Cost]) -> str:
 
 def _cells(one: Int8 | None) -> list[str]:
     if one is None or one.comparison is None or one.drop is None:
-        return [""] * 5
+        return [""] * 6
     compared, layers = one.comparison, f"{(one.layers or 0) - len(one.kept_float)} of {one.layers}"
     lost, bits = f"{100 * one.drop:.2f}", str(one.weight_bits)
-    return [percent(compared.top1), lost, f"{compared.p_value:.2g}", layers, bits]
+    return [percent(compared.top1), lost, f"{compared.p_value:.2g}", layers, bits, one.method]
 
 
 def _beyond(costs: Sequence[Cost]) -> Iterator[str]:
