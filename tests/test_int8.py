@@ -16,6 +16,7 @@ from torch import nn
 import export.to_onnx
 import export.to_openvino
 from export.calibrate import Calibration, chosen, divided, methods_of
+from export.flags import export_parser
 from export.quantize import CPU, TENSORRT, Preset, quantise, with_quantisers
 from export.ranges import (
     BINS,
@@ -126,6 +127,12 @@ def test_batches_are_what_the_model_is_fed_with(
     expected = calibration.preprocessing.to_batch(calibration.images).numpy()
     np.testing.assert_array_equal(np.concatenate(batches), expected)
     assert batches[0].flags.c_contiguous
+
+
+def test_all_methods_are_tried_where_none_is_named() -> None:
+    asked = export_parser().parse_args([]).int8_method
+
+    assert methods_of(asked) == methods_of(ExportOptions().int8_method) == METHODS
 
 
 def test_unknown_method_is_named() -> None:
