@@ -135,6 +135,22 @@ def test_noise_is_a_share_of_what_tells_images_apart(classes: int, size: float) 
     assert noise(reference / 0) == (None, False)
 
 
+def test_noise_is_that_of_most_images() -> None:
+    """One image in a hundred is answered with logits a hundred times as large."""
+    torch.manual_seed(0)
+    reference = torch.randn(1000, 100)
+    reference[::100] *= 100
+    cut_off = reference.clamp(-5, 5)
+    those_alone = torch.zeros_like(reference)
+    those_alone[::100] = reference[::100]
+
+    few = compare(reference, cut_off, tolerance=None, noise_limit=0.5)
+    most = compare(reference, those_alone, tolerance=None, noise_limit=0.5)
+
+    assert (few.passed, few.noise) == (True, 0)
+    assert (most.passed, most.noise) == (False, pytest.approx(1, rel=0.1))
+
+
 def test_answers_that_hardly_differ_need_no_more_than_to_be_met() -> None:
     """Those of some untrained networks: rounding to int8 is more than what tells images apart."""
     torch.manual_seed(0)
