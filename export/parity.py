@@ -119,8 +119,8 @@ def batched_logits(
 
 def _noise(expected: Tensor, errors: Tensor) -> float | None:
     """See `compare`; None where the reference answers most images alike and is not met."""
-    error = errors.norm(dim=1).median().item()
-    signal = (expected - expected.mean(0)).norm(dim=1).median().item()
+    error: float = errors.norm(dim=1).median().item()
+    signal: float = (expected - expected.mean(0)).norm(dim=1).median().item()
     if signal > 0:
         return error / signal
     return None if error else 0.0

@@ -173,6 +173,20 @@ def test_a_mixed_batch_equals_torchvision_image_by_image(
     assert values.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_resized_images_lie_in_the_memory_format_that_is_asked_for(
+    channels_last: bool, images: Tensor
+) -> None:
+    larger = replace(FED, image_size=48)
+    augment = augmentation(OFF, larger, channels_last=channels_last)
+
+    values = augment.apply(images, augment.draw(numbers(len(images))))
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert values.shape[-2:] == (48, 48)
+    assert values.is_contiguous(memory_format=layout)
+
+
 def test_nothing_switched_on_is_the_normalisation_of_evaluation(images: Tensor) -> None:
     augment = augmentation(OFF)
 

@@ -116,6 +116,24 @@ def test_optimisers_take_the_fields_of_the_recipe() -> None:
     assert adamw.param_groups[0]["weight_decay"] == 5e-4
 
 
+def test_a_first_step_that_fp16_leaves_out_leaves_no_trace() -> None:
+    """Its gradients overflow; memory that nobody has written to holds NaN here."""
+    model, rate = torch.nn.Linear(4, 4), torch.tensor(0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        optimizer = make_optimizer(model, QUICK, rate)
+        for factor in (float("inf"), 1.0):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 4)).sum() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_the_average_follows_its_formula() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     average = Average(model, 0.9)

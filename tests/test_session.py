@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.evaluate import accuracy, evaluate, guesses, predict
+from zoo.evaluate import accuracy, evaluate, evaluation_batch, guesses, predict
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 from zoo.session import CompiledSession, EagerSession
@@ -83,6 +83,30 @@ def test_what_is_no_number_is_no_right_answer() -> None:
     found = accuracy(logits, np.arange(6))
 
     assert (found.top1, found.top5, found.nonfinite) == (0.5, 0.5, 3)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(16, 256), (32, 256), (64, 64), (224, 5), (1024, 1)])
+def test_a_call_of_large_images_takes_fewer_of_them(size: int, batch: int) -> None:
+    assert evaluation_batch("cpu", size) == batch
+    assert 1 <= evaluation_batch("cuda", size) <= 1000
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_weights_that_lie_right_stay_where_they_are(channels_last: bool) -> None:
+    """A captured step knows their places; torch by itself moves those of one pixel and channel."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1, groups=8), torch.nn.Conv2d(8, 3, 3)
+    )
+    there = EagerSession(model, channels_last=channels_last).model
+    before = [parameter.data_ptr() for parameter in there.parameters()]
+
+    EagerSession(there, channels_last=channels_last)
+    after = [parameter.data_ptr() for parameter in there.parameters()]
+    EagerSession(there, channels_last=not channels_last)
+
+    assert after == before
+    moved = there[0].weight
+    assert moved.is_contiguous(memory_format=torch.channels_last) is not channels_last
 
 
 @pytest.mark.parametrize("batch", [1, 5])

@@ -28,7 +28,7 @@ from training.sweep_jobs import (
     second_study,
     work_of,
 )
-from training.sweep_steps import CHILD, Means, Step, steps_of
+from training.sweep_steps import CHILD, Means, Step, steps_of, train_arguments
 from zoo.errors import UnknownModelError, ZooError
 from zoo.models import MODELS
 from zoo.reported import read_table
@@ -176,6 +176,15 @@ def test_a_bounded_training() -> None:
     assert work.training_macs == 3 * macs * 32 * 160
     assert work.peak_lr == float(f"{0.1 * math.sqrt(32 / 1024):.4g}")
     assert (work.is_bounded, work.max_macs, work.test_macs) == (True, 6e11, 1000 * macs)
+
+
+def test_a_bound_counts_for_more_than_epochs_that_are_set() -> None:
+    job = replace(JOB, max_macs=6e11, settings={"epochs": "60"})
+
+    words = train_arguments(job, work_of(job), Path("runs"))
+
+    assert words[words.index("--epochs") + 1] == "10"
+    assert not [word for word in words if word.startswith("epochs=")]
 
 
 def test_a_bounded_training_takes_20_steps_whatever_they_cost() -> None:

@@ -106,6 +106,11 @@ def test_the_rate_follows_the_batch_only_where_asked() -> None:
             "--compile-mode default says how: pass --compile beside it",
         ),
         (
+            ("resnet_20", "--compile", "--compile-mode", "reduce-overhead", "--accumulate", "2"),
+            "--compile-mode reduce-overhead gives each part of a batch the memory of the one "
+            "before: with --accumulate 2 pass --compile-mode default",
+        ),
+        (
             ("resnet_20", "--rdzv-id", "x"),
             "--rdzv-endpoint and --rdzv-id are for several nodes: pass --nnodes",
         ),

@@ -21,15 +21,14 @@ from training.recipe import Recipe, Runtime
 from training.step import Step
 from zoo.data import Dataset, Split, validation_split
 from zoo.errors import MachineError, ZooError, first_line
-from zoo.evaluate import Accuracy, accuracy, predict
+from zoo.evaluate import Accuracy, accuracy, evaluation_batch, predict
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, cudnn_benchmark
 
 REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
 PROBE_STEPS = 3  # at most, to predict the time
 PROBE_S = 2.0  # of either: of what takes longer, one more call says little
-EVALUATION_BATCH = {"cpu": 256, "cuda": 1000}  # images in one call
-PROBE_IMAGES = EVALUATION_BATCH | {"cpu": 64}  # of the test split, to predict its time
+PROBE_IMAGES = {"cpu": 64, "cuda": 1000}  # of the test split at most, to predict its time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +180,7 @@ class Trainer:
         step = self.step_seconds()
         self.stepper.load_state(before)
         session = self._session()
-        batch = PROBE_IMAGES[self.device.type]
+        batch = min(PROBE_IMAGES[self.device.type], self._images_a_call)
         part = self.data.test.images[:batch]
         evaluation = min(
             self._few_timed(lambda: predict(session, part, self.preprocessing, batch=batch), 2)
@@ -392,6 +391,9 @@ class Trainer:
         channels_last = self.runtime.channels_last
         return EagerSession(self.selected, device=str(self.device), channels_last=channels_last)
 
+    @property
+    def _images_a_call(self) -> int:
+        return evaluation_batch(self.device.type, self.preprocessing.image_size)
+
     def _predict(self, session: EagerSession, images: np.ndarray | Tensor) -> Tensor:
-        batch = EVALUATION_BATCH[self.device.type]
-        return predict(session, images, self.preprocessing, batch=batch)
+        return predict(session, images, self.preprocessing, batch=self._images_a_call)

@@ -19,9 +19,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe, rate: Tensor) -> torch.opti
     if recipe.optimizer == "adamw":
         # A captured step counts on the device.
         return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=rate.is_cuda)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )
+    if recipe.momentum:
+        # Left to itself torch takes memory as it lies there, and fills it in the first step: not
+        # where GradScaler leaves that step out.
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, object]]:

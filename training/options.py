@@ -310,6 +310,8 @@ def _require_one_origin(args: argparse.Namespace) -> None:
 def make_runtime(args: argparse.Namespace, began: "RunMeta | None" = None) -> Runtime:
     """What the options say about speed; where they do not, a run goes on as it `began`.
 
+    How its processes work together is not kept: another time there may be one, or a CPU.
+
     Raises:
         ZooError: an option needs another one.
     """

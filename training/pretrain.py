@@ -15,7 +15,6 @@ from training.backbone import Backbone
 from training.folder import now
 from training.knn import knn_top1
 from training.loop import (
-    EVALUATION_BATCH,
     REPORT_SECONDS,
     NonFinite,
     OnProgress,
@@ -39,7 +38,7 @@ from zoo.checkpoint import NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta
 from zoo.data import Dataset, validation_split
 from zoo.environment import capture, git_commit
 from zoo.errors import MachineError, ZooError, is_out_of_memory
-from zoo.evaluate import predict
+from zoo.evaluate import evaluation_batch, predict
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, cudnn_benchmark
@@ -272,7 +271,7 @@ class Pretrainer:
 
     def _features(self, images: Tensor) -> Tensor:
         session = EagerSession(self.backbone, device=str(self.device))
-        batch = EVALUATION_BATCH[self.device.type]
+        batch = evaluation_batch(self.device.type, self.preprocessing.image_size)
         return predict(session, images, self.preprocessing, batch=batch).to(self.device)
 
 

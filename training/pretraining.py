@@ -49,7 +49,7 @@ class Pretraining:
             "warmup_epochs": (0 <= self.warmup_epochs < self.epochs, "in [0, epochs)"),
             "hidden": (self.hidden >= 1, "1 or more"),
             "projection": (self.projection >= 1, "1 or more"),
-            "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
+            "temperature": (1e-8 <= self.temperature < math.inf, "1e-8 or more and finite"),
             "queue": (self.queue >= 1, "1 or more"),
             "target_momentum": (0 <= self.target_momentum < 1, "in [0, 1)"),
             "crop_area": (0 < self.crop_area <= 1, "in (0, 1]"),

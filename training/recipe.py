@@ -15,6 +15,7 @@ NORMALISATIONS = ("data", "imagenet")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # those that capture CUDA graphs themselves
 CUDA_GRAPHS = ("auto", "on", "off")
 MEMORY_FORMATS = ("channels-last", "contiguous")
 COMM_HOOKS = ("none", "fp16", "bf16")
@@ -159,6 +160,11 @@ class Runtime:
             "comm_hook": (self.comm_hook in COMM_HOOKS, f"one of {', '.join(COMM_HOOKS)}"),
         }
         require(self, checks)
+        if self.compile and self.compile_mode in OWN_GRAPHS and self.accumulate > 1:
+            raise ZooError(
+                f"--compile-mode {self.compile_mode} gives each part of a batch the memory of the "
+                f"one before: with --accumulate {self.accumulate} pass --compile-mode default"
+            )
 
     @property
     def shapes_result(self) -> dict[str, Any]:

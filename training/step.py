@@ -20,14 +20,13 @@ from training.philox import Numbers, make_key
 from training.pipeline import Source
 from training.precision import autocast
 from training.processes import prepare
-from training.recipe import Recipe, Runtime
+from training.recipe import OWN_GRAPHS, Recipe, Runtime
 from training.schedule import learning_rate
 from zoo.errors import MachineError, first_line, is_out_of_memory
 from zoo.session import require_compiler
 
 WARM_UP_STEPS = 3  # before a capture, which must find every buffer in its place
 DRAWN_AHEAD = 2048  # images for which a CPU draws at once, in half the time of 16 batches of 128
-OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # compile modes that capture graphs themselves
 
 
 class Step:

@@ -108,6 +108,7 @@ def train_arguments(job: Job, work: Work, folder: Path) -> list[str]:
     epochs = job.epochs
     if work.is_bounded:
         epochs = work.epochs
+        settings.pop("epochs", None)  # which would count for more
         settings |= {
             "batch_size": str(work.batch_size),
             "epoch_steps": str(work.epoch_steps),

@@ -9,6 +9,9 @@ from torch import Tensor
 from zoo.preprocess import Preprocessing
 from zoo.session import InferenceSession
 
+BATCH = {"cpu": 256, "cuda": 1000}  # images of PIXELS, or fewer, in one call
+PIXELS = 32 * 32
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -18,6 +21,11 @@ class Accuracy:
     top5: float
     images: int
     nonfinite: int = 0  # of the images: their logits are no numbers, and they count as wrong
+
+
+def evaluation_batch(device: str, image_size: int) -> int:
+    """How many images to pass in one call on "cpu" or "cuda": fewer where they are large."""
+    return max(1, BATCH[device] * PIXELS // max(PIXELS, image_size**2))
 
 
 def predict(

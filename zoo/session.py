@@ -40,7 +40,7 @@ class InferenceSession(Protocol):
 class EagerSession:
     """torch, operation by operation, in channels-last memory format or the one that is named.
 
-    The model is changed in place: one in another format moves.
+    The model is changed in place: one in another format moves, one in this format stays.
 
     Raises:
         MachineError: `device` is a GPU that torch cannot use.
@@ -56,7 +56,9 @@ class EagerSession:
         self.device = device
         self.runtime = f"torch {torch.__version__}"
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model: nn.Module = model.eval().to(device).to(memory_format=self.format)
+        self.model: nn.Module = model.eval().to(device)
+        if not _lies_in(self.format, self.model):
+            self.model.to(memory_format=self.format)
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of one batch."""
@@ -72,6 +74,12 @@ class EagerSession:
     def _forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
         return logits.float()
+
+
+def _lies_in(memory_format: torch.memory_format, model: nn.Module) -> bool:
+    """Whether nothing needs to move; asked to, torch moves weights of one pixel and channel too."""
+    maps = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.ndim == 4)
+    return all(tensor.is_contiguous(memory_format=memory_format) for tensor in maps)
 
 
 class CompiledSession(EagerSession):
