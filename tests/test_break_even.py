@@ -8,7 +8,7 @@ import torch
 from small_runs import CPU, FOLDER, SHORT, TINY, Signal, few_of_each
 
 from training import train
-from training.break_even import Compilation
+from training.break_even import Compilation, compiled_graphs
 from training.loop import Trainer
 from zoo.checkpoint import Checkpoint
 
@@ -123,6 +123,24 @@ def test_another_error_of_the_eager_steps_is_told(
 
     with pytest.raises(RuntimeError, match="a broken kernel"):
         train(TINY, SHORT, COMPILED, few_of_each(), runs=tmp_path)
+
+
+def test_the_ninth_training_of_a_process_is_compiled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes a graph of its own from one function, of which torch keeps eight."""
+    compile_ = torch.compile
+    traced_alone = {"backend": "eager", "dynamic": False}
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, **traced_alone))
+    monkeypatch.setattr("training.step.require_compiler", lambda device: None)
+    recipe, graphs = replace(SHORT, epochs=1), []
+    for count in range(9):
+        before = compiled_graphs()
+        varied = replace(recipe, label_smoothing=count / 20)
+        train(TINY, varied, COMPILED, few_of_each(), runs=tmp_path)
+        graphs.append(compiled_graphs() - before)
+
+    assert min(graphs) > 0
 
 
 @pytest.mark.slow

@@ -98,6 +98,8 @@ def train(
         run=None if init_from is None else Path(init_from),
     )
     with processes(runtime) as accelerator, _compiler_errors():
+        if runtime.compile:
+            torch.compiler.reset()  # else from the ninth training of a process on none is compiled
         recipe = replace(recipe, precision=resolve_precision(recipe.precision, accelerator.device))
         if warning := slow_format(recipe.precision, accelerator.device):
             note(warning)
