@@ -48,7 +48,9 @@ def test_a_format_without_units_is_told(
 
 def test_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.precision.cpu_flags", lambda: ("avx2",))
-    with pytest.raises(ZooError, match=r"precision fp16 needs a GPU: begin with --set precision=fp32 on"):
+    with pytest.raises(
+        ZooError, match=r"precision fp16 needs a GPU: begin with --set precision=fp32 on"
+    ):
         resolve_precision("fp16", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     with pytest.raises(ZooError, match=r"bf16 needs compute capability 8.0.*precision=fp16"):

@@ -24,7 +24,9 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         return native
     if device.type == "cpu" and wanted == "fp16":
-        raise ZooError(f"precision fp16 needs a GPU: begin with --set precision={native} on this CPU")
+        raise ZooError(
+            f"precision fp16 needs a GPU: begin with --set precision={native} on this CPU"
+        )
     if device.type == "cuda" and wanted == "bf16" and native != "bf16":
         raise ZooError(
             f"precision bf16 needs compute capability 8.0 or later, this GPU has none: "
