@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"  # whichever method gives the smallest error
 SEED = 0  # of the choice among the training images
-PIXELS = 64 * 32 * 32  # in one batch, all of whose values in the network lie in memory at once
+PIXELS = 16 * 32 * 32  # in one batch, all of whose values in the network lie in memory at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
