@@ -8,6 +8,7 @@ from export.target import ExportTarget
 from zoo.checkpoint import META, Checkpoint
 from zoo.errors import ArtifactError, ZooError, first_line
 from zoo.session import InferenceSession
+from zoo.text import printable
 
 
 def open_artifact(
@@ -37,7 +38,7 @@ def open_artifact(
             ) from None
         check_source(artifact)
         if artifact.is_refuted:
-            raise ArtifactError(f"{file} is {artifact.pending}: {AGAIN}")
+            raise ArtifactError(f"{file} is {printable(artifact.pending or '')}: {AGAIN}")
         target = artifact.target
     elif not file.is_file():
         raise ArtifactError(f"there is no file {path}")

@@ -1,11 +1,13 @@
 """The range of each value in a graph that int8 is to cover, from what real images make of it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from export.inner import inner_values
+from zoo.errors import MachineError
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +33,9 @@ def value_ranges(
     Source:
         entropy: Migacz, "8-bit inference with TensorRT", GTC 2017, slides 37 to 41. Exact zeros,
         which ReLU makes and rounding keeps, do not count.
+
+    Raises:
+        MachineError: a value is infinite or NaN for an image, or the graph does not run.
     """
     limits = _limits(proto, _values(proto, operators), feeds())
     found: dict[str, Mapping[str, Range]] = {"minmax": limits}
@@ -50,12 +55,21 @@ def value_ranges(
 def _limits(
     proto: "onnx.ModelProto", names: Sequence[str], batches: Iterable[np.ndarray]
 ) -> dict[str, Range]:
-    """The lowest and highest number of each value."""
+    """The lowest and highest number of each value.
+
+    Raises:
+        MachineError: a number is infinite, or none: it has no place in a range.
+    """
     limits = {name: (np.inf, -np.inf) for name in names}
     for batch in inner_values(proto, names, batches):
         for name, values in batch.items():
-            low, high = limits[name]
-            limits[name] = min(low, float(values.min())), max(high, float(values.max()))
+            low, high = float(values.min()), float(values.max())
+            if not math.isfinite(low) or not math.isfinite(high):
+                raise MachineError(
+                    f"int8: the value {name} inside the graph is infinite or NaN for a training "
+                    "image, and rounding to integers needs a range: export in another precision"
+                )
+            limits[name] = min(limits[name][0], low), max(limits[name][1], high)
     return limits
 
 
@@ -90,6 +104,8 @@ def entropy_bins(counts: np.ndarray) -> int:
     divergences = {}
     for bins in range(LEVELS, len(counts) + 1, STEP):
         inside = counts[:bins]
+        if np.count_nonzero(inside) < 2:
+            continue  # all is cut off, or one number: that is like itself
         real = inside.copy()
         real[-1] += total - inside.sum()  # what is cut off is rounded to the largest
         level = np.arange(bins) * LEVELS // bins
@@ -100,7 +116,7 @@ def entropy_bins(counts: np.ndarray) -> int:
         rounded[-1] = max(1.0, rounded[-1])  # none of its own there: as if it were one
         p, q = real[real > 0] / total, rounded[real > 0] / rounded.sum()
         divergences[bins] = float((p * np.log(p / q)).sum())
-    return min(divergences, key=divergences.__getitem__)
+    return min(divergences, key=divergences.__getitem__, default=len(counts))
 
 
 def _values(proto: "onnx.ModelProto", operators: Sequence[str]) -> list[str]:

@@ -74,9 +74,15 @@ def evaluate_scores(
     `preprocessing` is what the model was trained with, from its run or manifest.
 
     Raises:
-        MachineError: the session gives NaN or infinite logits.
+        MachineError: the session gives NaN or infinite logits, or not one for each class.
     """
     logits = predict(session, data.test.images, preprocessing, batch=batch)
+    wanted = (len(data.test.fine), len(data.class_names))
+    if logits.shape != wanted:
+        raise MachineError(
+            f"{subject} gives logits of shape {tuple(logits.shape)} for {wanted[0]} images of "
+            f"{wanted[1]} classes: it is no classifier of {data.name}"
+        )
     if not logits.isfinite().all():
         raise MachineError(f"{subject} gives NaN or infinite logits: it has no accuracy")
     total = accuracy(logits, data.test.fine)

@@ -254,6 +254,28 @@ def test_other_images_are_refused(
     assert "belongs to cifar100-mini with digest 000000000000..., but" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("shape", [(10,), (1000,), (100, 1, 1), ()])
+def test_another_shape_than_one_number_for_each_class_is_refused(
+    shape: tuple[int, ...], data: Dataset
+) -> None:
+    class FakeSession:
+        backend, precision, runtime, device = "onnx", "fp32", "none", "cpu"
+
+        def run(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), *shape)
+
+    with pytest.raises(
+        MachineError, match=r"^x\.onnx gives logits of shape \(\d+,.* for \d+ images"
+    ):
+        evaluate_scores(
+            FakeSession(),
+            data,
+            model="resnet_20",
+            subject="x.onnx",
+            preprocessing=Preprocessing.of(data),
+        )
+
+
 def test_trusted_file_is_evaluated_with_the_data_of_its_run(
     artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

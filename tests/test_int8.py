@@ -1,5 +1,6 @@
 """int8: which images it is made with, which ranges they give, and which layers stay in float."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,32 @@ def test_entropy_leaves_zeros_out_and_an_empty_histogram_alone() -> None:
 
     assert entropy_bins(many) == entropy_bins(counts)
     assert entropy_bins(np.zeros(BINS, np.int64)) == BINS
+
+
+@pytest.mark.parametrize("values", [np.linspace(0.4, 0.6, 10_000), np.full(10_000, 0.5)])
+def test_entropy_keeps_what_stays_away_from_zero(values: np.ndarray) -> None:
+    """As the gates of attention over channels do: nothing lies in the first 128 bins."""
+    counts, _ = np.histogram(values, BINS, (0, values.max()))
+
+    assert entropy_bins(counts) * values.max() / BINS > values.max() * 0.99
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_without_a_range_are_one_line(
+    number: float, method: str, graph: onnx.ModelProto
+) -> None:
+    batch = images(4).numpy()
+    batch[1, 2, 3, 4] = number
+
+    with pytest.raises(MachineError) as caught:
+        value_ranges(graph, CPU.operators, lambda: [batch], methods=[method])
+
+    assert re.fullmatch(
+        r"int8: the value \w+ inside the graph is infinite or NaN for a training image, and "
+        r"rounding to integers needs a range: export in another precision",
+        str(caught.value),
+    )
 
 
 # Graphs

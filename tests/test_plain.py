@@ -37,6 +37,11 @@ GOOD: dict[str, object] = {
 }
 
 
+def test_an_integer_beyond_all_floats_is_none() -> None:
+    with pytest.raises(TypeError, match=r"^share is no float$"):
+        from_plain(Outer, {**GOOD, "share": 10**400})
+
+
 def test_json_becomes_the_dataclass() -> None:
     found = from_plain(Outer, GOOD)
 

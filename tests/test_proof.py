@@ -144,10 +144,15 @@ def test_noise_is_that_of_most_images() -> None:
     those_alone = torch.zeros_like(reference)
     those_alone[::100] = reference[::100]
 
+    of_others = reference.clone()
+    of_others[:110] = reference[110:220]
+
     few = compare(reference, cut_off, tolerance=None, noise_limit=0.5)
+    confused = compare(reference, of_others, tolerance=None, noise_limit=0.5)
     most = compare(reference, those_alone, tolerance=None, noise_limit=0.5)
 
     assert (few.passed, few.noise) == (True, 0)
+    assert not confused.passed  # one in nine gets the answer to another image
     assert (most.passed, most.noise) == (False, pytest.approx(1, rel=0.1))
 
 

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -55,7 +56,8 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
     elif isinstance(hint, type) and is_dataclass(hint):
         return from_plain(hint, value)
     elif hint is float and isinstance(value, int | float) and not is_bool:
-        return float(value)
+        with suppress(OverflowError):  # an integer beyond all floats
+            return float(value)
     elif origin is None and isinstance(value, hint) and is_bool == (hint is bool):
         return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
