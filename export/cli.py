@@ -1,6 +1,7 @@
 """The command `zoo-export`."""
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,9 +71,7 @@ def _write(args: argparse.Namespace) -> int:
     """Write every file of every run; one that fails does not stop the others."""
     from export.calibrate import methods_of
     from export.onnx_session import check_provider
-    from export.proof import Reference
     from export.to_onnx import check_opset
-    from zoo.display import load_shown
     from zoo.doctor import require_kernels
 
     check_opset(args.opset)
@@ -92,10 +91,10 @@ def _write(args: argparse.Namespace) -> int:
         return codes[0]
     runs = _runs(args, codes)
     require_kernels(args.device or "cpu")
+    opened = _opener(args)
     for run in runs:
         try:
-            data = load_shown(run.meta.dataset.name, args.data_dir)
-            reference = Reference(run, data, allow=_consent(run, args))
+            reference = opened(run)
         except (ZooError, OSError) as error:
             codes.append(_report(error))
             continue
@@ -184,27 +183,22 @@ def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> list[int]:
 def _prove(args: argparse.Namespace) -> int:
     """Prove files that are named, and those of runs whose proof is pending."""
     from export.opening import run_of
-    from export.proof import Reference
     from export.write import prove_artifact
-    from zoo.display import load_shown
     from zoo.doctor import require_kernels
 
     artifacts, codes = _to_prove(args)
     if not artifacts and not codes:
         _say("no proof is pending")
     require_kernels(args.device or "cpu")
-    references: dict[Path, Reference] = {}
+    opened = _opener(args)
     for artifact in artifacts:
         try:
             source = run_of(artifact.path)
             if source is None:
                 raise ArtifactError(f"{artifact.path} can only be proven inside its run: move it")
-            if source.path not in references:
-                data = load_shown(artifact.dataset.name, args.data_dir)
-                references[source.path] = Reference(source, data, allow=_consent(source, args))
             proven = prove_artifact(
                 artifact,
-                references[source.path],
+                opened(source),
                 load_target(
                     artifact.target, provider=args.provider if artifact.target == "onnx" else None
                 ),
@@ -216,6 +210,24 @@ def _prove(args: argparse.Namespace) -> int:
         except (ZooError, OSError) as error:
             codes.append(_report(error))
     return codes[0] if codes else 0
+
+
+def _opener(args: argparse.Namespace) -> Callable[["Checkpoint"], "Reference"]:
+    """How to open a run beside its data; of many runs one is open at a time."""
+    from export.proof import Reference
+    from zoo.display import load_shown
+
+    data = functools.lru_cache(maxsize=1)(lambda name: load_shown(name, args.data_dir))
+    last: dict[Path, Reference] = {}
+
+    def opened(run: "Checkpoint") -> Reference:
+        if run.path not in last:
+            last.clear()
+            shown = data(run.meta.dataset.name)
+            last[run.path] = Reference(run, shown, allow=_consent(run, args))
+        return last[run.path]
+
+    return opened
 
 
 def _to_prove(args: argparse.Namespace) -> tuple[list["Artifact"], list[int]]:

@@ -170,6 +170,24 @@ def check_provider(name: str | None, device: str) -> str:
     return here[name]
 
 
+def check_runnable(path: Path, wanted: str, precision: str) -> None:
+    """Refuse a file before it is written, where this provider will not run it.
+
+    Raises:
+        MachineError: ONNX Runtime does not offer the provider, or it is TensorRT and this is int8.
+    """
+    if wanted == TENSORRT and precision == "int8":
+        raise _not_symmetric(path)
+    _check_offered(path, wanted)
+
+
+def _check_offered(path: Path, wanted: str) -> None:
+    import onnxruntime
+
+    if wanted not in onnxruntime.get_available_providers():
+        raise _no_provider(path, wanted)
+
+
 def _providers(wanted: str, device: str, precision: str) -> list[tuple[str, dict[str, str]]]:
     """The wanted one first, and what takes the operators that TensorRT leaves."""
     if wanted == CPU:
@@ -190,8 +208,7 @@ def _open(
 ) -> Any:
     import onnxruntime
 
-    if wanted not in onnxruntime.get_available_providers():
-        raise _no_provider(path, wanted)
+    _check_offered(path, wanted)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()  # the same for every backend
     settings.inter_op_num_threads = 1
@@ -255,10 +272,14 @@ def _check_symmetric(model: "onnx.ModelProto", path: Path) -> None:
             continue
         operands = {kinds.get(name) for name in (node.input[0], *node.input[2:])}
         if operands & {onnx.TensorProto.INT32, onnx.TensorProto.UINT8}:
-            raise MachineError(
-                f"{path} is int8 for CPUs, which TensorRT does not take: use --provider cuda, or "
-                "write it with zoo-export --to trt --precision int8"
-            )
+            raise _not_symmetric(path)
+
+
+def _not_symmetric(path: Path) -> MachineError:
+    return MachineError(
+        f"{path} is int8 for CPUs, which TensorRT does not take: use --provider cuda, or write it "
+        "with zoo-export --to trt --precision int8"
+    )
 
 
 def _harmful_optimisers(model: "onnx.ModelProto") -> list[str]:

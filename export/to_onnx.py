@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from export.onnx_session import OnnxSession
+from export.onnx_session import OnnxSession, check_provider, check_runnable
 from export.program import quiet
 from export.target import FLOATS, INT8, MAX_BATCH, ExportOptions, Tolerance, require
 from zoo.errors import MachineError, ZooError, first_line
@@ -60,11 +60,13 @@ class OnnxTarget:
 
         Raises:
             MissingPackageError: onnx, onnxscript or ONNX Runtime is not installed.
-            MachineError: the model cannot be expressed in ONNX, or loses too much in int8.
+            MachineError: the model cannot be expressed in ONNX, loses too much in int8, or the
+                provider that is to prove it does not run it.
             ZooError: torch does not write this opset.
         """
         for package in ("onnx", "onnxscript", "onnxruntime"):
             require(package, extra="cpu", needed_by="--to onnx")
+        check_runnable(path, check_provider(self.provider, options.device), precision)
         proto = onnx_graph(model, example, metadata=metadata, opset=options.opset)
         facts: dict[str, Any] = {"opset": options.opset or OPSET}
         if precision == "fp16":

@@ -12,6 +12,7 @@ from profiling.footprint import Footprint
 from profiling.record import Source
 from profiling.subject import Opening, Subject
 from zoo.errors import ZooError
+from zoo.text import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,7 +135,8 @@ def run_subjects(
 
 def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
     accuracy = artifact.accuracy
-    reason = f"its proof is pending: {artifact.pending} (zoo-export --prove {artifact.path})"
+    why = printable(artifact.pending or "")  # of somebody's manifest
+    reason = f"its proof is pending: {why} (zoo-export --prove {artifact.path})"
     return replace(
         eager,
         backend=artifact.backend,

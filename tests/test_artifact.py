@@ -264,12 +264,12 @@ def test_bench_knows_how_long_the_export_took(copied: Path) -> None:
 
 def test_pending_artifact_is_never_measured(copied: Path) -> None:
     manifest = copied.with_suffix(".json")
-    edit(manifest, pending="it runs on a GPU only", parity=None, accuracy=None)
+    edit(manifest, pending="it runs on a GPU only\x1b[2J\n", parity=None, accuracy=None)
     run = copied.parents[1]
 
     subject = run_subjects(run, artifacts=find_artifacts(run))[-1]
 
     assert (subject.backend, subject.top1) == ("onnx", None)
     assert subject.unavailable == (
-        f"its proof is pending: it runs on a GPU only (zoo-export --prove {copied})"
+        f"its proof is pending: it runs on a GPU only?[2J? (zoo-export --prove {copied})"
     )

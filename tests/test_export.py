@@ -18,10 +18,10 @@ from export import export_model, load_target
 from export.artifact import Artifact, read_manifest
 from export.opening import open_artifact
 from export.target import ExportOptions
-from export.to_onnx import IR_VERSION, OPSET
+from export.to_onnx import IR_VERSION, OPSET, OnnxTarget
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset
-from zoo.errors import ZooError
+from zoo.errors import MachineError, ZooError
 from zoo.files import sha256_file
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
@@ -147,6 +147,30 @@ def test_opset_is_as_asked_for(tmp_path: Path, opset: int) -> None:
 def test_opset_that_torch_does_not_write_is_refused(tmp_path: Path, opset: int) -> None:
     with pytest.raises(ZooError, match=f"--opset {opset}: torch writes opsets 18 to 23; 20 is"):
         write(nn.Flatten(), torch.zeros(2, 3, 8, 8), tmp_path / "x.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "reason"),
+    [
+        ("cuda", "fp32", "ONNX Runtime offers no CUDAExecutionProvider here"),
+        ("tensorrt", "fp16", "ONNX Runtime offers no TensorrtExecutionProvider here"),
+        ("tensorrt", "int8", "is int8 for CPUs, which TensorRT does not take"),
+    ],
+)
+def test_file_that_its_provider_will_not_run_is_refused_before_it_is_made(
+    tmp_path: Path, provider: str, precision: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MachineError, match=reason):
+        OnnxTarget(provider=provider).export(
+            nn.Flatten(),
+            torch.zeros(2, 3, 8, 8),
+            tmp_path / "x.onnx",
+            precision=precision,
+            metadata={},  # the trace would miss the version
+            options=ExportOptions(device="cuda"),  # without what int8 is searched on
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,10 @@
 """zoo-export --prove: files that were written where they do not run, and those that fail later."""
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import export
 from export.artifact import Artifact, read_manifest
 from export.cli import main
 from export.onnx_session import OnnxSession
-from export.proof import Proof, prove
+from export.proof import Proof, Reference, prove
 from export.target import Tolerance
 from export.to_onnx import OnnxTarget
+from zoo.data import Dataset, load_dataset
 
 pytest_plugins = ["export_fixtures"]
 
@@ -146,6 +149,41 @@ def test_only_what_is_meant_is_proven(
 
     assert main([str(run), "--prove", "--to", "trt", "--precision", "fp32"]) == 0
     assert capsys.readouterr().out == f"{pending}\n"
+
+
+def test_many_runs_are_proven_with_one_open_at_a_time(
+    absent_gpu: type[TargetOfAnAbsentGpu],
+    pending: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("b", "c"):
+        shutil.copytree(run, run.with_name(name))
+    live: weakref.WeakSet[Reference] = weakref.WeakSet()
+    most: list[int] = []
+    read: list[str] = []
+
+    def opened(*given: Any, **named: Any) -> Reference:
+        reference = Reference(*given, **named)
+        live.add(reference)
+        gc.collect()
+        most.append(len(live))
+        return reference
+
+    def load(name: str, **named: Any) -> Dataset:
+        read.append(name)
+        return load_dataset(name, **named)
+
+    monkeypatch.setattr("export.proof.Reference", opened)
+    monkeypatch.setattr("zoo.data.load_dataset", load)
+    monkeypatch.setattr(absent_gpu, "is_present", True)
+
+    assert main(["--prove", "--all", str(run.parent)]) == 0
+
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert most == [1, 1, 1]
+    assert read == ["cifar100-mini"]
 
 
 # What goes wrong
