@@ -278,6 +278,29 @@ def test_two_processes_take_the_steps_of_one(
         assert share * 21 == pytest.approx(round(share * 21), abs=1e-9)  # each image once
 
 
+@pytest.mark.slow
+def test_three_processes_share_a_batch_that_does_not_divide(
+    options: list[str], tmp_path: Path
+) -> None:
+    runs = {}
+    for number in ("1", "3"):
+        folder = tmp_path / number
+        more = ("--batch-size", "7", "--nproc", number)
+        code, _, err = end(
+            begin([sys.executable, "-m", "training.cli", *options, str(folder)], *more)
+        )
+        assert code == 0, err
+        runs[number] = Checkpoint.open(folder / "vit_tiny-s0")
+
+    assert runs["3"].meta.processes == 3
+    weights = runs["3"].state_dict()
+    for key, tensor in runs["1"].state_dict().items():
+        assert (tensor - weights[key]).abs().max() < 1e-6, key
+    (one,), (three,) = map(lines, runs.values())
+    for figure in ("train_loss", "train_top1"):
+        assert three[figure] == pytest.approx(one[figure], rel=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_batch_norms_of_two_gpus_see_the_images_of_both(options: list[str], tmp_path: Path) -> None:
@@ -314,13 +337,13 @@ def test_sigterm_saves_in_all_processes(command: list[str], tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Path) -> None:
-    code, out, err = end(begin(command, "--batch-size", "5", "--runs", str(tmp_path)))
+    code, out, err = end(begin(command, "--batch-size", "3", "--runs", str(tmp_path)))
 
     assert (code, out) == (2, "")
     assert len(err) == 2  # what is about to be trained stands before it
     assert err[-1] == (
-        "zoo-train: batch size 5 does not divide into 2 or more images for each of 2 processes: "
-        "pass --batch-size with a multiple of 2, 4 or more"
+        "zoo-train: batch size 3 leaves less than 2 images for each of 2 processes: "
+        "pass --batch-size 4 or more"
     )
     assert list(tmp_path.iterdir()) == []
 

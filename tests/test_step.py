@@ -13,7 +13,6 @@ from training.loop import Trainer
 from training.philox import Numbers
 from training.step import Step
 from zoo.data import Dataset
-from zoo.errors import ZooError
 from zoo.models import create_model
 
 STEPS = 3
@@ -54,20 +53,6 @@ def test_a_batch_in_parts_is_the_whole_batch(few: Dataset) -> None:
 
     assert largest_gap(after(whole), after(parts)) < 1e-6
     torch.testing.assert_close(parts.stepper.sums, whole.stepper.sums)
-
-
-def test_parts_must_divide_the_batch(few: Dataset) -> None:
-    parts = SHORT.batch_size // 2 + 1
-
-    with pytest.raises(ZooError, match=f"in {parts} parts: pass --batch-size with a multiple of"):
-        trainer(SHORT, few, accumulate=parts)
-
-
-def test_images_are_mixed_in_pairs(few: Dataset) -> None:
-    odd = replace(SHORT, batch_size=25, mixup_alpha=0.2)
-
-    with pytest.raises(ZooError, match="25 images to mix in pairs: pass --batch-size with a mult"):
-        trainer(odd, few)
 
 
 def test_pairs_need_no_even_parts(few: Dataset) -> None:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import lcm
 from statistics import median
 
 import numpy as np
@@ -13,6 +12,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from training.augment import Augmentation, Policy
+from training.batch_share import BatchShare
 from training.kernels import Choice, restore, use_fast_kernels
 from training.pipeline import fits, make_source, to_tensors
 from training.precision import DTYPES
@@ -85,7 +85,7 @@ class Trainer:
     `teacher` the loss is in part the divergence from what that network says of the same images.
 
     Raises:
-        ZooError: the batch does not divide into the processes, or exceeds the training images.
+        ZooError: the batch is too small for the processes, or exceeds the training images.
     """
 
     def __init__(
@@ -104,13 +104,18 @@ class Trainer:
         self.preprocessing = preprocessing or Preprocessing.of(data)
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.mine = BatchShare.of(recipe, runtime, rank=self.rank, world=self.world)
         self.kernels: list[Choice] = []  # convolutions that could train faster than with cuDNN
         self.compile_seconds = 0.0  # of the first step, where it compiles or captures
         images, labels = self._hold_out(data.train)
         self.steps = len(labels) // recipe.batch_size  # the last partial batch is left out
         if recipe.epoch_steps is not None:
             self.steps = min(self.steps, recipe.epoch_steps)
-        self._require_batches(len(labels))
+        if self.steps == 0:
+            raise ZooError(
+                f"batch size {recipe.batch_size} exceeds the {len(labels)} training images of "
+                f"{data.name}: pass a smaller --batch-size"
+            )
         self.plain = model.to(self.device)
         if runtime.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
@@ -118,7 +123,8 @@ class Trainer:
             self.plain,
             recipe,
             runtime,
-            make_source(images, labels, self.device, batch=recipe.batch_size // self.world),
+            make_source(images, labels, self.device, batch=self.mine.count),
+            self.mine,
             Augmentation(
                 Policy.of(recipe),
                 self.preprocessing,
@@ -229,7 +235,7 @@ class Trainer:
             now = time.perf_counter()
             if now - reported >= REPORT_SECONDS:
                 reported = now
-                loss, top1 = (self.stepper.sums / step).tolist()
+                loss, top1 = (self.stepper.sums / (step * self.mine.weight)).tolist()
                 speed = (step - first) * self.recipe.batch_size / (now - start)
                 left = (self.steps - step) * self.recipe.batch_size / speed
                 on_progress(
@@ -290,7 +296,7 @@ class Trainer:
         if not self.runtime.compile or self.runtime.deterministic or dtype is None:
             return []
         size = self.preprocessing.image_size
-        batch = self.recipe.batch_size // self.world // self.runtime.accumulate
+        batch = self.mine.count // self.runtime.accumulate
         return use_fast_kernels(self.plain, (batch, 3, size, size), dtype)
 
     def _is_under_way(self, epoch: int) -> bool:
@@ -307,26 +313,6 @@ class Trainer:
             seen = torch.from_numpy(np.ascontiguousarray(self.held_out.images[mine]))
             self._held_out_images = seen.to(self.device) if fits(seen, self.device) else seen
         return to_tensors(train, rows)
-
-    def _require_batches(self, images: int) -> None:
-        size, parts = self.recipe.batch_size, self.world * self.runtime.accumulate
-        if size % parts or size // parts < 2:
-            times = f" in {self.runtime.accumulate} parts" if self.runtime.accumulate > 1 else ""
-            raise ZooError(
-                f"batch size {size} does not divide into 2 or more images for each of "
-                f"{self.world} processes{times}: pass --batch-size with a multiple of {parts}, "
-                f"{2 * parts} or more"
-            )
-        if size // self.world % 2 and (self.recipe.mixup_alpha or self.recipe.cutmix_alpha):
-            raise ZooError(
-                f"batch size {size} leaves {size // self.world} images to mix in pairs: "
-                f"pass --batch-size with a multiple of {lcm(2 * self.world, parts)}"
-            )
-        if self.steps == 0:
-            raise ZooError(
-                f"batch size {size} exceeds the {images} training images of "
-                f"{self.data.name}: pass a smaller --batch-size"
-            )
 
     def _top1_held_out(self) -> float:
         assert self.held_out is not None

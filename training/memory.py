@@ -3,10 +3,10 @@
 import gc
 from collections.abc import Callable
 from itertools import islice
-from math import lcm
 
 import torch
 
+from training.batch_share import unit_of
 from training.loop import Trainer
 from training.recipe import Recipe, Runtime
 from zoo.allocator import release_memory
@@ -22,10 +22,9 @@ def batch_that_fits(
 
     None where not even the smallest does.
     """
-    parts = runtime.accumulate
-    unit = lcm(2, parts) if recipe.mixup_alpha or recipe.cutmix_alpha else parts
+    unit = unit_of(recipe, runtime)
     size = recipe.batch_size // 2 // unit * unit
-    while size >= 2 * parts:
+    while size >= 2 * runtime.accumulate:
         if _fits(build, size):
             return size
         size = size // 2 // unit * unit

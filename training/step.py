@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.augment import Augmentation, Draw, epoch_seed, shuffled
+from training.batch_share import BatchShare
 from training.freeze import Frozen
 from training.mix import mixed_cross_entropy
 from training.optim import Average, make_optimizer
@@ -42,6 +43,7 @@ class Step:
         recipe: Recipe,
         runtime: Runtime,
         source: Source,
+        mine: BatchShare,
         augmentation: Augmentation,
         accelerator: Accelerator,
         *,
@@ -54,7 +56,7 @@ class Step:
         self.augmentation, self.accelerator = augmentation, accelerator
         self.seed, self.steps = seed, steps
         self.device, self.rank = accelerator.device, accelerator.process_index
-        self.share = recipe.batch_size // accelerator.num_processes
+        self.mine = mine
         self.plain = network
         self.frozen = Frozen(network) if recipe.freeze_backbone else None
         self.rate = torch.tensor(recipe.peak_lr, device=self.device)
@@ -74,7 +76,7 @@ class Step:
         self.loss = torch.zeros((), device=self.device)  # of the last step
         self.right = torch.zeros((), device=self.device)
         self.bad = torch.full((), -1, dtype=torch.int64, device=self.device)  # first non-finite
-        self.offset = torch.arange(self.share, device=self.device) + self.rank * self.share
+        self.offset = torch.arange(mine.count, device=self.device) + mine.first
         self.host_order = torch.zeros(len(source.labels), dtype=torch.int64)
         self.order = self.host_order.to(self.device)
         self.rates = torch.zeros(steps, device=self.device)
@@ -109,7 +111,10 @@ class Step:
         torch.manual_seed(epoch_seed(self.seed, epoch, self.rank))
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Take the next step; its loss and share of hits stay where they are until the next."""
+        """Take the next step; its loss and share of hits stay where they are until the next.
+
+        Those of several processes are weighted: their mean is that of the batch.
+        """
         self.source.bring(self._rows_on_host())
         if self.graph is None:
             self._take()
@@ -279,7 +284,7 @@ class Step:
         A small tensor takes a CPU as long as a larger one, and drawing has a hundred of them.
         """
         if (self.epoch, self.step) not in self.drawn:
-            first, share = self.step, self.share
+            first, share = self.step, self.mine.count
             steps = torch.arange(first, min(self.steps, first + max(1, DRAWN_AHEAD // share)))
             place = (steps[:, None] * self.recipe.batch_size + self.offset).flatten()
             drawn = self.augmentation.draw(Numbers(key=self.key, epoch=self.place[0], place=place))
@@ -312,7 +317,9 @@ class Step:
             loss = mixed_cross_entropy(logits, labels, others, share, label_smoothing=smoothing)
         if self.teacher is not None:
             loss = torch.lerp(loss, self._distillation(logits, images), self.recipe.distillation)
-        return loss, (logits.detach().argmax(1) == labels).float().mean()
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        weight = self.mine.weight
+        return (loss, right) if weight == 1 else (loss * weight, right * weight)
 
     def _distillation(self, logits: Tensor, images: Tensor) -> Tensor:
         """Divergence from what the teacher says of the same images: (B, K), (B, C, S, S) -> ().
@@ -338,8 +345,8 @@ class Step:
         self.bad.fill_(-1)
 
     def _rows_on_host(self) -> Tensor:
-        first = self.step * self.recipe.batch_size + self.rank * self.share
-        return self.host_order[first : first + self.share]
+        first = self.step * self.recipe.batch_size + self.mine.first
+        return self.host_order[first : first + self.mine.count]
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
