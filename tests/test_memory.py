@@ -93,7 +93,8 @@ def test_where_nothing_fits_the_model_is_too_large(
 
 
 @pytest.mark.slow
-def test_memory_that_really_runs_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_memory_that_really_runs_out(processes: int, tmp_path: Path) -> None:
     script = """
 import resource, sys
 import training.run
@@ -106,6 +107,7 @@ sys.exit(main(sys.argv[1:]))
     options = (
         *("resnet_20", "--dataset", "cifar100-mini", "--device", "cpu", "--recipe", "smoke"),
         *("--batch-size", "3000", "--runs", str(tmp_path), "--epochs", "1"),
+        *(() if processes == 1 else ("--nproc", str(processes))),
     )
 
     answer = subprocess.run(

@@ -2,7 +2,9 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
+from math import ceil
 
 import torch
 
@@ -34,14 +36,15 @@ def batch_that_fits(
 def out_of_memory(
     build: Callable[[int], Trainer], recipe: Recipe, runtime: Runtime, *, world: int
 ) -> MachineError:
-    """The line that names the batch size to pass; of several processes none is measured."""
+    """The line that names the batch size to pass; `build` tries what one process takes of it."""
     wanted = f"not enough memory for batches of {recipe.batch_size} images"
-    if world > 1:
-        return MachineError(f"{wanted}: pass a smaller --batch-size")
-    fitting = batch_that_fits(build, recipe, runtime)
+    unit = unit_of(recipe, runtime)
+    share = replace(recipe, batch_size=ceil(recipe.batch_size / unit / world) * unit)
+    fitting = batch_that_fits(build, share, runtime)
     if fitting is None:
         return MachineError(f"{wanted}, nor for any smaller ones: take a smaller model")
-    return MachineError(f"{wanted}; {fitting} fit: pass --batch-size {fitting}")
+    size = fitting * world
+    return MachineError(f"{wanted}; {size} fit: pass --batch-size {size}")
 
 
 def _fits(build: Callable[[int], Trainer], size: int) -> bool:

@@ -90,6 +90,24 @@ def processes(runtime: Runtime) -> Iterator[Accelerator]:
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
+class Alone(Accelerator):  # type: ignore[misc]  # accelerate has no types
+    """One process of several, for what it does while the others wait: as if there were none."""
+
+    @property
+    def num_processes(self) -> int:
+        """Itself."""
+        return 1
+
+    @property
+    def process_index(self) -> int:
+        """It is the first."""
+        return 0
+
+    def prepare_model(self, model: nn.Module, *_: object, **__: object) -> nn.Module:
+        """As it is: no gradient is averaged."""
+        return model
+
+
 def told(accelerator: Accelerator, value: T) -> T:
     """What the first process passes, in every process."""
     if accelerator.num_processes == 1:

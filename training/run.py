@@ -18,7 +18,7 @@ from training.loop import NonFinite, OnProgress, Progress, Trainer
 from training.memory import out_of_memory
 from training.options import AUTO
 from training.precision import resolve_precision, slow_format
-from training.processes import Job, by_first, processes, told
+from training.processes import Alone, Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
 from training.replay import keep_failure, replay_step
 from training.resume import require_same_recipe, require_same_run, run_to_continue
@@ -131,8 +131,10 @@ def train(
                     raise
                 break
         # Here the frames of the step that failed are gone, and with them its tensors.
+        accelerator.free_memory()
+        by_itself = asked.alone()
         raise out_of_memory(
-            lambda size: asked.trainer(asked.start(path), batch_size=size, compile=False),
+            lambda size: by_itself.trainer(by_itself.start(path), batch_size=size, compile=False),
             recipe,
             runtime,
             world=accelerator.num_processes,
@@ -188,6 +190,14 @@ class _Asked:
     def teacher_name(self) -> str | None:
         """As in `RunMeta`."""
         return None if self.teacher is None else self.teacher.name
+
+    def alone(self) -> "_Asked":
+        """The same for one process that the others do not wait for."""
+        if self.accelerator.num_processes == 1:
+            return self
+        accelerator = Alone(cpu=self.accelerator.device.type == "cpu", mixed_precision="no")
+        runtime = replace(self.runtime, sync_batchnorm=False)
+        return replace(self, accelerator=accelerator, runtime=runtime)
 
     def start(self, path: Path | None) -> Start:
         """The network of a new run, or that of the one in `path` without its state."""
