@@ -88,6 +88,15 @@ def artifact_path(
     return run / FOLDER / f"{target}-{precision}{f'-{RAW}' if raw else ''}{suffix}"
 
 
+def command_again(path: Path, target: str, *, device: str, precision: str | None = None) -> str:
+    """The command that writes an artifact once more; without its precision, as its name tells."""
+    run = path.parent.parent if path.parent.name == FOLDER else "RUN"
+    told = precision or path.name.partition(".")[0].removesuffix(f"-{RAW}").rpartition("-")[2]
+    options = f" --precision {told}" if told in PRECISIONS else ""
+    options += f" --device {device}" if device != "cpu" else ""
+    return f"zoo-export --to {target}{options} {run}"
+
+
 def manifest_path(path: Path) -> Path:
     """The manifest beside an artifact: same name, .json."""
     return path.with_name(path.name.partition(".")[0] + ".json")

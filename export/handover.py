@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 from export.artifact import Artifact, check_digest
+from export.onnx_file import load_onnx
 from export.opening import check_source
+from export.target import require
 from zoo.errors import ArtifactError
 from zoo.files import sha256_file, write_json
 from zoo.text import printable
@@ -17,7 +19,8 @@ def check_handover(artifact: Artifact) -> None:
     """Refuse an artifact that nobody should rely on.
 
     Raises:
-        ArtifactError: its proof is pending, or it is not what its manifest or its run says.
+        ArtifactError: its proof is pending, it is not what its manifest or its run says, or it is
+            ONNX that keeps tensors in other files.
     """
     if artifact.pending is not None:
         raise ArtifactError(
@@ -26,6 +29,9 @@ def check_handover(artifact: Artifact) -> None:
         )
     check_digest(artifact)
     check_source(artifact)
+    if artifact.target == "onnx":
+        require("onnx", extra="cpu", needed_by=f"handing over {artifact.path.name}")
+        load_onnx(artifact.path)
 
 
 def copy_file(artifact: Artifact, name: str, to: Path) -> None:

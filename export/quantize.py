@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from export.calibrate import Calibration, right
 from export.mcnemar import most_lost
 from export.ranges import Range, value_ranges
-from export.sensitivity import WEIGHTED, Layer, find_layers, kept_in_float, output_errors
+from export.sensitivity import (
+    WEIGHTED,
+    Layer,
+    find_layers,
+    is_grouped_transpose,
+    kept_in_float,
+    output_errors,
+)
 from export.target import require
 from zoo.errors import MachineError, first_line
 from zoo.evaluate import predict
@@ -162,7 +169,11 @@ def with_quantisers(
         QuantType[preset.activations],
         TensorsData(CalibrationMethod.MinMax, ranges),
         [],
-        [*products_of_activations(copy), *(name for layer in kept for name in layer.nodes)],
+        [
+            *products_of_activations(copy),
+            *(node.name for node in copy.graph.node if is_grouped_transpose(node)),
+            *(name for layer in kept for name in layer.nodes),
+        ],
         list(preset.operators),
         dict(preset.options),
     )

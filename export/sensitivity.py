@@ -50,7 +50,8 @@ def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[La
     before: list[str] = []
     for node in proto.graph.node:
         has_weights = len(node.input) > 1 and node.input[1] in constants
-        if node.op_type in WEIGHTED and node.op_type in operators and has_weights:
+        is_layer = node.op_type in WEIGHTED and has_weights and not is_grouped_transpose(node)
+        if is_layer and node.op_type in operators:
             owner = len(names)
             name = node.input[1]
             names.append(name.removesuffix(".weight") if name.endswith(".weight") else node.name)
@@ -64,6 +65,16 @@ def find_layers(proto: "onnx.ModelProto", operators: Collection[str]) -> list[La
     if nodes:
         nodes[0][:0] = before
     return [Layer(name, tuple(group)) for name, group in zip(names, nodes, strict=True)]
+
+
+def is_grouped_transpose(node: "onnx.NodeProto") -> bool:
+    """Whether it is a transposed convolution in groups, which stays in float.
+
+    Its weights have a scale for each channel of a group, and ONNX Runtime 1.31 fails to round the
+    biases, one for each channel of all, with these.
+    """
+    groups = [attribute.i for attribute in node.attribute if attribute.name == "group"]
+    return node.op_type == "ConvTranspose" and groups not in ([], [1])
 
 
 def output_errors(

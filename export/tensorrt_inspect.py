@@ -55,9 +55,10 @@ def network_layer_types(network: Any) -> LayerTypes:
 
     counts: dict[str, Counter[str]] = {}
     for layer in layers:
-        if layer.type.name in PLUMBING or layer.get_output(0).dtype.name not in FORMATS:
+        made = layer.get_output(0) if layer.num_outputs else None  # a condition makes nothing
+        if layer.type.name in PLUMBING or made is None or made.dtype.name not in FORMATS:
             continue
-        kind, form = layer.type.name.lower(), FORMATS[layer.get_output(0).dtype.name]
+        kind, form = layer.type.name.lower(), FORMATS[made.dtype.name]
         if kind in HEAVY.values():
             inputs = [layer.get_input(index) for index in range(min(layer.num_inputs, 2))]
             if [is_dequantised(tensor) for tensor in inputs if tensor] == [True, True]:

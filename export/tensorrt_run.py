@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.artifact import FOLDER
+from export.artifact import command_again
 from export.tensorrt_api import (
     Flavor,
     MessageLog,
@@ -205,7 +205,7 @@ def deserialize(path: Path, *, device: str, gpu: Gpu | None) -> OpenEngine:
         refusals.append(f"{flavor}: {fault or log.reason()}")
     raise ArtifactError(
         f"{path} is no engine for this GPU and this TensorRT ({'; '.join(refusals)}): "
-        f"write it here with zoo-export --to trt --device {device} {_run_of(path)}"
+        f"write it here with {command_again(path, 'trt', device=device)}"
     )
 
 
@@ -214,8 +214,3 @@ def _rtx_header_fault(runtime: Any, plan: bytes, log: MessageLog) -> str | None:
     log.notes.clear()
     runtime.get_engine_validity(plan)
     return one_line(log.notes[0]) if log.notes else None
-
-
-def _run_of(path: Path) -> str:
-    """The run folder of an artifact, as an argument; a word where it does not lie in one."""
-    return str(path.parent.parent) if path.parent.name == FOLDER else "RUN"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.artifact import command_again
 from export.batch import check_batch
 from export.program import lowered, quiet
 from export.target import FLOATS, ExportOptions
@@ -24,7 +25,6 @@ from zoo.session import tf32
 CODE_FLAGS = re.compile(
     r"(avx|amx|sse|ssse|fma|f16c|bmi|abm|adx|movbe|popcnt|gfni|vaes|vpclmul|asimd|sve|bf16|i8mm)"
 )
-AGAIN = "write it again on this machine with zoo-export --to aoti"
 
 
 class AotInductorTarget:
@@ -76,7 +76,7 @@ class AotInductorTarget:
             require_kernels(device)
         except MachineError as error:
             return str(error)
-        return _obstacle(package_facts(path), device)
+        return _obstacle(path, package_facts(path), device)
 
     def versions(self) -> dict[str, str]:
         """Of torch, which does all of it but call the C++ compiler."""
@@ -102,7 +102,7 @@ class AotInductorSession:
     def __init__(self, path: Path, *, device: str = "cpu") -> None:
         require_kernels(device)
         facts = package_facts(path)
-        obstacle = _obstacle(facts, device)
+        obstacle = _obstacle(path, facts, device)
         if obstacle is not None:
             raise MachineError(f"{path} does not run here: {obstacle}")
         self.device = device
@@ -201,24 +201,26 @@ def _here(device: str) -> dict[str, str]:
     return facts
 
 
-def _obstacle(facts: Mapping[str, str], device: str) -> str | None:
+def _obstacle(path: Path, facts: Mapping[str, str], device: str) -> str | None:
     """Why code with these facts does not run on `device`, and what to do."""
     kind = device.partition(":")[0]
+    command = command_again(path, "aoti", device=device, precision=facts.get("precision"))
+    again = f"write it again on this machine with {command}"
     if facts["compiled_for"] != kind:
-        return f"it was compiled for {facts['compiled_for']}, not for {kind}: {AGAIN}"
+        return f"it was compiled for {facts['compiled_for']}, not for {kind}: {again}"
     if facts["torch_release"] != _release():
-        return f"it was compiled by torch {facts['torch_release']}, this is {_release()}: {AGAIN}"
+        return f"it was compiled by torch {facts['torch_release']}, this is {_release()}: {again}"
     if facts.get("machine") != platform.machine():
-        return f"it was compiled for {facts.get('machine')}, not {platform.machine()}: {AGAIN}"
+        return f"it was compiled for {facts.get('machine')}, not {platform.machine()}: {again}"
     lacking = sorted(set(facts.get("instruction_sets", "").split()) - set(_instruction_sets()))
     if lacking:
-        return f"it was compiled for a CPU with {', '.join(lacking)}, which this one lacks: {AGAIN}"
+        return f"it was compiled for a CPU with {', '.join(lacking)}, which this one lacks: {again}"
     if kind == "cuda":
         here = "{}.{}".format(*torch.cuda.get_device_capability(device))
         if facts.get("compute_capability") != here:
             return (
                 f"it was compiled for compute capability {facts.get('compute_capability')}, "
-                f"this GPU has {here}: {AGAIN}"
+                f"this GPU has {here}: {again}"
             )
     return None
 

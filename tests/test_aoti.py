@@ -16,7 +16,7 @@ from zoo.errors import ArtifactError, MachineError
 from zoo.session import torch_threads
 
 TARGET = load_target("aoti")
-AGAIN = "write it again on this machine with zoo-export --to aoti"
+AGAIN = "write it again on this machine with zoo-export --to aoti --precision fp32 RUN"
 
 
 def write(path: Path, precision: str = "fp32", device: str = "cpu") -> Path:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from export_helpers import edit, file_size_limit, run_of
@@ -21,6 +22,7 @@ from export.opening import open_artifact
 from export.use_cli import main_predict
 from zoo.data import Dataset
 from zoo.errors import ZooError
+from zoo.files import sha256_file
 from zoo.preprocess import Preprocessing
 
 pytest_plugins = ["export_fixtures"]
@@ -305,6 +307,27 @@ def test_a_file_that_changes_on_the_way_is_not_handed_over(
         f"zoo-export: {copied} was written again meanwhile: hand it over again\n"
     )
     assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--triton"])
+def test_a_file_without_its_weights_is_not_handed_over(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """Whatever its manifest says: what it names is left behind."""
+    onnx.save_model(
+        onnx.load(copied), copied, save_as_external_data=True, location="w", size_threshold=0
+    )
+    edit(
+        copied.with_suffix(".json"),
+        sha256=sha256_file(copied),
+        size_bytes=copied.stat().st_size,
+        files={copied.name: sha256_file(copied)},
+    )
+
+    assert main([str(copied), option, str(tmp_path / "there")]) == 2
+
+    assert capsys.readouterr().err.startswith(f"zoo-export: {copied} keeps tensors in other files")
+    assert not list(tmp_path.glob("there/*"))
 
 
 def test_what_was_just_proven_is_handed_over(

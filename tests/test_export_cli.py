@@ -106,6 +106,25 @@ def test_a_damaged_run_of_a_folder_is_said_and_stops_no_other(
     assert capsys.readouterr().err == f"{told}\n"
 
 
+def test_what_a_library_raises_is_a_line_and_stops_no_other_file(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such shape\nof any kind")
+
+    monkeypatch.setattr(OnnxTarget, "export", fail)
+
+    code = main([str(run), "--to", "onnx,torchexport"])
+
+    out, err = capsys.readouterr()
+    written = run / "artifacts" / "torchexport-fp32.export.pt2"
+    assert (code, out) == (1, f"{written}\n")
+    assert err.splitlines()[1] == (
+        f"zoo-export: {run / 'artifacts' / 'onnx-fp32.onnx'}: ValueError: no such shape: "
+        "nothing was written"
+    )
+
+
 def test_a_named_run_that_is_none_stops_no_other(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -554,6 +554,29 @@ def test_what_comes_before_any_layer_goes_with_the_first(calibration: Calibratio
     assert precision_of(left) == "fp32"
 
 
+@pytest.mark.parametrize("preset", [CPU, TENSORRT])
+def test_a_transposed_convolution_in_groups_stays_in_float(
+    preset: Preset, calibration: Calibration
+) -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 2, 2, groups=2), nn.ReLU()),
+        *(nn.ConvTranspose2d(8, 4, 2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    )
+    proto = onnx_graph(network.eval(), images(2), metadata={"cifar_zoo_version": "0"})
+    layers = find_layers(proto, preset.operators)
+
+    rounded = with_quantisers(proto, preset, found_ranges(proto, calibration), [])
+
+    assert [layer.name for layer in layers] == ["0", "3", "6"]
+    makers = {name: node.op_type for node in rounded.graph.node for name in node.output}
+    weights = {
+        next(item.i for item in node.attribute if item.name == "group"): makers.get(node.input[1])
+        for node in rounded.graph.node
+        if node.op_type == "ConvTranspose"
+    }
+    assert weights == {1: "DequantizeLinear", 2: None}
+
+
 def test_all_layers_in_float_leave_the_graph_as_it_was(
     graph: onnx.ModelProto, calibration: Calibration
 ) -> None:

@@ -153,9 +153,32 @@ def test_an_engine_that_does_not_open_says_how_to_get_one_that_does(
 
     message = str(caught.value)
     assert message.startswith(f"{path} is no engine for this GPU and this TensorRT ({TITLE}: ")
-    assert message.endswith(f"): write it here with zoo-export --to trt --device cuda:1 {tmp_path}")
+    command = f"zoo-export --to trt --precision fp16 --device cuda:1 {tmp_path}"
+    assert message.endswith(f"): write it here with {command}")
     assert reason in message
     assert message.isprintable()
+
+
+class Choosing(nn.Module):
+    """With a condition in its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.conv(images).relu().mean((2, 3))
+        return torch.cond(found.sum() > 0, lambda x: x * 2, lambda x: x - 1, (found,))
+
+
+def test_a_network_with_a_condition_is_built(rtx: Flavor, tmp_path: Path) -> None:
+    choosing = onnx_graph(Choosing().eval(), random_images(2), metadata=METADATA)
+
+    facts = write_engine(
+        choosing, tmp_path / "trt-fp32.engine", rtx, precision="fp32", options=OPTIONS
+    )
+
+    assert facts["network_layers"]["convolution"] == {"fp32": 1}
 
 
 def test_a_graph_of_another_precision_is_no_engine(

@@ -78,21 +78,30 @@ def first_line(reason: BaseException) -> str:
 
 
 @contextmanager
-def one_line(subject: object, *, end: str = "", where_full: str = "") -> Iterator[None]:
+def one_line(
+    subject: object,
+    *,
+    end: str = "",
+    where_full: str = "",
+    kinds: tuple[type[Exception], ...] = (RuntimeError, MemoryError),
+) -> Iterator[None]:
     """Turn what torch or a runtime raises into a line: the subject, the reason, and `end`.
 
     Where memory ran out `where_full` stands in the place of `end`, if there is one.
 
     Raises:
-        MachineError: the block raised a RuntimeError or MemoryError.
+        MachineError: the block raised one of `kinds`, which is none of ours and not of the system.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as reason:
+    except (ZooError, OSError):
+        raise
+    except kinds as reason:
         last = where_full if where_full and is_out_of_memory(reason) else end
-        raise MachineError(
-            ": ".join(filter(None, (str(subject), first_line(reason), last)))
-        ) from reason
+        name = "" if isinstance(reason, RuntimeError) else type(reason).__name__
+        said = first_line(reason)
+        parts = (str(subject), name if name != said else "", said, last)
+        raise MachineError(": ".join(filter(None, parts))) from reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:
