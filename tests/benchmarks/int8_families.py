@@ -43,9 +43,9 @@ OPTIMISER = ("optimizer", "peak_lr", "nesterov", "weight_decay")  # of the recip
 WRITTEN = (("onnx", "int8"), ("openvino", "int8"))
 NETWORKS = (
     *("resnet_20", "improved_resnet20_convnext", "eca_resnet_20", "ghost_resnet_20"),
-    *("hyaresnet_20", "cspresnet50_asrun", "edgenext_small", "coatnet_cifar_opt", "hornet_tiny"),
-    *("lsknet_tiny", "convnext_tiny", "segnext_mscan_tiny", "ghostnet_100", "resnet_18"),
-    *("resnet_18_ca", "resnext_50", "res2net_50", "resnest50d"),
+    *("hyaresnet_20", "cspresnet50_asrun", "edgenext_small", "coatnet_cifar_opt", "coatnet_0"),
+    *("hornet_tiny", "lsknet_tiny", "convnext_tiny", "segnext_mscan_tiny", "ghostnet_100"),
+    *("resnet_18", "resnet_18_ca", "resnext_50", "res2net_50", "resnest50d"),
 )
 
 
