@@ -35,9 +35,8 @@ from zoo.files import atomic_files, locked, write_json
 from zoo.session import InferenceSession
 
 UNTOUCHED = "nothing was written"
-ANYTHING = (
-    Exception,
-)  # exporters and runtimes fail in their own ways on a network they do not know
+# Exporters and runtimes fail in their own ways on a network that they do not know.
+ANYTHING = (Exception,)
 INPUT_LAYOUT = "NCHW float32 normalised"
 
 
