@@ -322,16 +322,44 @@ def test_batch_norms_of_two_gpus_see_the_images_of_both(options: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_sigterm_saves_in_all_processes(command: list[str], tmp_path: Path) -> None:
-    process = begin(command, "--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.2")
-    wait_for_step(tmp_path / FOLDER, [2, 0], process)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_saves_in_all_processes(
+    number: signal.Signals, command: list[str], tmp_path: Path
+) -> None:
+    deaf = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]  # as behind & in a script
+    process = begin(deaf, "--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.2")
+    wait_for_step(tmp_path / FOLDER, [1, 0], process)
+    process.send_signal(signal.SIGINT)
+    wait_for_step(tmp_path / FOLDER, [3, 0], process)
+    assert process.poll() is None
 
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     code, _, err = end(process)
 
     assert code == 143, err
     assert err[-1] == "zoo-train: terminated"
     assert not any("Traceback" in line or "elastic" in line for line in err)
+    assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+def test_processes_end_with_a_launcher_that_is_killed(command: list[str], tmp_path: Path) -> None:
+    process = begin(command, "--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.2")
+    wait_for_step(tmp_path / FOLDER, [2, 0], process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = [Path("/proc", number) for number in children.read_text().split()]
+
+    process.kill()
+    end(process)
+
+    deadline = time.monotonic() + DEADLINE
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) >= 2
+    assert not any(worker.exists() for worker in workers)
     assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done >= 1
 
 

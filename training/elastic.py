@@ -1,5 +1,6 @@
 """One command, several processes: torch's elastic agent, started from here."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ runpy.run_module("training.cli", run_name="__main__", alter_sys=True)
 """
 MAX_RESTARTS = 3
 MOST_PORT = 65535
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 OUTCOME = "ZOO_TRAIN_OUTCOME"  # the folder in which a process leaves how it ended
 BEGAN = "began"  # of the files there, one that a process leaves when it starts
 LOGGERS = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run")
@@ -131,7 +133,9 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         max_restarts=wanted.max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # another folder would stay in $TMPDIR
     )
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in _stopping()}
+    heeded = [number.name for number, how in handlers.items() if how != signal.SIG_IGN]
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heeded)  # nohup has one ignored
     with tempfile.TemporaryDirectory(prefix="zoo-train-") as folder:
         os.environ[OUTCOME] = folder
         try:
@@ -152,7 +156,11 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         except SignalException as stopped:
             for number, handler in handlers.items():  # the agent took them
                 signal.signal(number, handler)
-            signal.raise_signal(stopped.sigval)
+            is_ours = stopped.sigval in (signal.SIGINT, signal.SIGTERM)
+            signal.raise_signal(stopped.sigval if is_ours else signal.SIGTERM)
+            raise MachineError(
+                f"stopped by {stopped.sigval.name}: continue with --resume auto"
+            ) from None  # of a signal that is ignored here
         finally:
             del os.environ[OUTCOME]
 
@@ -169,6 +177,7 @@ def work(body: Callable[[], None]) -> int:
         return 1
     (folder / f"{os.environ['RANK']}.{BEGAN}").touch()
     signal.signal(signal.SIGTERM, _exit)
+    _end_with_launcher()
     try:
         body()
         return 0
@@ -182,6 +191,18 @@ def work(body: Callable[[], None]) -> int:
         code, text = 1, describe(error)
     write_json(folder / f"{os.environ['RANK']}.json", {"code": code, "message": text})
     return code
+
+
+def _stopping() -> list[signal.Signals]:
+    """The signals that end a run which is not told to ignore them; a system may lack some."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+def _end_with_launcher() -> None:
+    """Have this process told to end when its launcher does, however that ends; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
