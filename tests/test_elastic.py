@@ -264,7 +264,9 @@ def test_two_processes_take_the_steps_of_one(
 
     assert [code for code, _, _ in ended] == [0] * len(ended), ended
     assert ended[0][2].count(UNSAFE) == (how == "torchrun")
-    assert how == "torchrun" or not list(temporary.iterdir())
+    left = [path.name for path in temporary.iterdir()]
+    cache = "torchinductor_"  # torch's own, which an earlier test may have put elsewhere
+    assert how == "torchrun" or all(name.startswith(cache) for name in left), left
     assert [path.name for path in runs.iterdir()] == ["vit_tiny-s0"]
     two = Checkpoint.open(runs / "vit_tiny-s0")
     assert (one.meta.processes, two.meta.processes) == (1, 2)
