@@ -94,17 +94,24 @@ def _write(args: argparse.Namespace) -> int:
     opened = _opener(args)
     for run in runs:
         try:
-            reference = opened(run)
+            codes += _write_run(opened(run), jobs, args)
         except (ZooError, OSError) as error:
             codes.append(_report(error))
-            continue
-        for target, precision in jobs:
-            for raw in (False, True) if args.preprocess and target.name == "onnx" else (False,):
-                try:
-                    codes += _write_one(reference, target, precision, args, raw=raw)
-                except (ZooError, OSError) as error:
-                    codes.append(_report(error))
     return codes[0] if codes else 0
+
+
+def _write_run(
+    reference: "Reference", jobs: Sequence[tuple["ExportTarget", str]], args: argparse.Namespace
+) -> list[int]:
+    """Write every file of one run; return an exit code for each that failed."""
+    codes: list[int] = []
+    for target, precision in jobs:
+        for raw in (False, True) if args.preprocess and target.name == "onnx" else (False,):
+            try:
+                codes += _write_one(reference, target, precision, args, raw=raw)
+            except (ZooError, OSError) as error:
+                codes.append(_report(error))
+    return codes
 
 
 def _write_one(

@@ -56,6 +56,11 @@ def test_each_image_is_taken_once_and_counts_alike(
             "pass --batch-size 12 or more",
         ),
         (
+            *(100, 0.0, 1, 150),
+            "batch size 100 leaves less than 2 images for each of 150 parts: "
+            "pass --batch-size 300 or more",
+        ),
+        (
             *(50, 0.0, 1, 3),
             "batch size 50 does not divide into 3 equal parts: "
             "pass --batch-size with a multiple of 3",

@@ -17,7 +17,7 @@ class BatchShare:
 
     first: int
     count: int
-    weight: float = 1.0
+    weight: float
 
     @classmethod
     def of(cls, recipe: Recipe, runtime: Runtime, *, rank: int, world: int) -> "BatchShare":
@@ -30,10 +30,10 @@ class BatchShare:
         size, parts, unit = recipe.batch_size, runtime.accumulate, unit_of(recipe, runtime)
         least = world * ceil(2 * parts / unit) * unit
         if size < least:
-            times = f" in {parts} parts" if parts > 1 else ""
+            places = [f"{world} processes"] * (world > 1) + [f"{parts} parts"] * (parts > 1)
             raise ZooError(
-                f"batch size {size} leaves less than 2 images for each of {world} "
-                f"processes{times}: pass --batch-size {least} or more"
+                f"batch size {size} leaves less than 2 images for each of {' in '.join(places)}: "
+                f"pass --batch-size {least} or more"
             )
         if size % unit:
             wanted = ["pairs to mix"] * (unit > parts) + [f"{parts} equal parts"] * (parts > 1)

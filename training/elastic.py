@@ -158,9 +158,10 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
                 signal.signal(number, handler)
             is_ours = stopped.sigval in (signal.SIGINT, signal.SIGTERM)
             signal.raise_signal(stopped.sigval if is_ours else signal.SIGTERM)
+            # Still here: that signal is ignored, and the run is not done all the same.
             raise MachineError(
                 f"stopped by {stopped.sigval.name}: continue with --resume auto"
-            ) from None  # of a signal that is ignored here
+            ) from None
         finally:
             del os.environ[OUTCOME]
 
