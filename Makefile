@@ -126,7 +126,7 @@ scaling: setup # a third of an hour alone on the machine
 memory-format: setup # an hour of one core; what has a record already is left
 	"$(VENV)/bin/python" tests/benchmarks/memory_format.py
 
-artifacts: setup # an hour alone on the machine; a network with a record is left
+artifacts: setup # two hours alone on the machine; a network with a record is left
 	"$(VENV)/bin/python" tests/benchmarks/artifacts.py
 
 int8: setup # some hours of 2 cores; what has a record already is left

@@ -31,7 +31,7 @@ def sample_run(
         model=model,
         seed=seed,
         recipe_name="sample",
-        recipe={"epochs": 0},
+        recipe={"epochs": 0, "batch_size": 128},
         dataset=DatasetInfo.of(data, val_images=0),
         selection="last",
         epoch=1,

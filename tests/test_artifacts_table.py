@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.artifact_bench import measure, networks
+from benchmarks.artifact_bench import measure, networks, training
 from benchmarks.artifact_bench.eager_nchw import OPENER, open_contiguous
 from benchmarks.artifact_bench.page import baseline, keeps_accuracy, page, verdicts
 from benchmarks.artifact_bench.sheet import Entry, Sheet, Timing, read_sheet
@@ -242,26 +242,12 @@ def test_eager_in_its_own_memory_format_gives_the_same_logits(tmp_path: Path) ->
     assert all(tensor.is_contiguous() for tensor in weights)
 
 
-def test_a_network_without_a_run_is_untrained(tmp_path: Path) -> None:
+def test_a_network_is_measured_in_a_copy_of_its_run(tmp_path: Path) -> None:
     data = load_dataset(MINI)
+    run = sample_run(tmp_path / "runs" / "resnet_20-s0", data)
 
-    network = networks.prepare("resnet_20", tmp_path / "runs", data, tmp_path / "work")
+    network = networks.prepare(run, data, tmp_path / "work")
 
-    assert network.trained is None
-    assert len(network.data.test.fine) == 1000
-    assert all(
-        (one.top1, one.is_unevaluated) == (None, False)
-        for one in measure.subjects(network, [], evaluate=True)
-    )
-
-
-def test_a_trained_network_is_measured_in_a_copy_of_its_run(tmp_path: Path) -> None:
-    data = load_dataset(MINI)
-    sample_run(tmp_path / "runs" / "resnet_20-s0", data)
-
-    network = networks.prepare("resnet_20", tmp_path / "runs", data, tmp_path / "work")
-
-    assert network.trained == "resnet_20-s0"
     assert network.run.path == tmp_path / "work" / "resnet_20-s0"
     contiguous, *others = measure.subjects(network, [], evaluate=True)
     assert contiguous.opener == OPENER
@@ -269,12 +255,39 @@ def test_a_trained_network_is_measured_in_a_copy_of_its_run(tmp_path: Path) -> N
     assert all(one.is_unevaluated for one in (contiguous, *others))
 
 
+def test_a_kept_run_is_taken_as_it_is(tmp_path: Path) -> None:
+    sample_run(tmp_path / "kept" / "resnet_20-s0", load_dataset(MINI))
+
+    run = training.trained(
+        "resnet_20", tmp_path / "kept", tmp_path / "runs", dataset=MINI, max_macs=1e12
+    )
+
+    assert run.path == tmp_path / "kept" / "resnet_20-s0"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_network_without_a_run_is_trained_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = (tmp_path / "kept", tmp_path / "runs")
+
+    first, again = (
+        training.trained("resnet_20", *where, dataset=MINI, max_macs=1e11) for _ in range(2)
+    )
+
+    assert first.path == again.path == tmp_path / "runs" / "resnet_20-s0"
+    assert first.meta == again.meta
+    assert training.trained_images(first.meta) == 816  # 811 are 1e11; whole steps of 8
+    assert capfd.readouterr().err.count("zoo-train resnet_20 --recipe quick") == 1
+
+
 def test_a_run_of_other_images_is_refused(tmp_path: Path) -> None:
     data = load_dataset(MINI)
-    sample_run(tmp_path / "runs" / "resnet_20-s0", few_images(data))
+    run = sample_run(tmp_path / "runs" / "resnet_20-s0", few_images(data))
 
     with pytest.raises(DataError, match="resnet_20-s0 belongs to cifar100-mini with digest few"):
-        networks.prepare("resnet_20", tmp_path / "runs", data, tmp_path / "work")
+        networks.prepare(run, data, tmp_path / "work")
 
     assert not (tmp_path / "work").exists()
 
@@ -284,8 +297,8 @@ def test_artifacts_and_torch_are_measured_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = few_images(load_dataset(MINI), train=200)
-    sample_run(tmp_path / "runs" / "resnet_20-s0", data)
-    network = networks.prepare("resnet_20", tmp_path / "runs", data, tmp_path / "work")
+    run = sample_run(tmp_path / "runs" / "resnet_20-s0", data)
+    network = networks.prepare(run, data, tmp_path / "work")
     fault = f"no compiler for {network.run.path}/weights.safetensors"
     monkeypatch.setattr("profiling.runs._compiler_fault", lambda device: fault)
 
@@ -295,7 +308,6 @@ def test_artifacts_and_torch_are_measured_side_by_side(
         batches=(1, 2),
         threads=(1,),
         budget_s=0.05,
-        say=lambda text: None,
     )
 
     found = {(entry.backend, entry.precision): entry for entry in measured.entries}

@@ -1,10 +1,9 @@
 """Artifacts of six networks against torch on this CPU: accuracy, size and time. make artifacts.
 
-Trained networks come from `bench_results/runs`; of the others parity is shown, and no accuracy.
+A run in `bench_results/runs` is taken as it is; the other networks are trained briefly.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from artifact_bench.measure import measure
 from artifact_bench.networks import prepare
 from artifact_bench.page import page
 from artifact_bench.sheet import in_order, read_sheet
+from artifact_bench.training import WORK, trained
 
 from zoo import command
 from zoo.display import load_shown
@@ -47,7 +47,11 @@ def build_parser() -> command.Parser:
         metavar="SECONDS",
         help="for each backend at each batch size",
     )
-    parser.add_argument("--runs", type=Path, default=RESULTS / "runs", metavar="FOLDER")
+    parser.add_argument("--max-macs", type=float, default=WORK, metavar="N", help="of a training")
+    parser.add_argument("--trained", type=Path, default=RESULTS / "runs", metavar="FOLDER")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/artifacts"), metavar="FOLDER", help="of the others"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "artifacts", metavar="FOLDER")
     return parser
 
@@ -61,13 +65,13 @@ def run(args: argparse.Namespace) -> None:
         record = args.out / RECORDS / f"{name}.json"
         if record.exists():
             continue
+        run = trained(name, args.trained, args.runs, dataset=args.dataset, max_macs=args.max_macs)
         with tempfile.TemporaryDirectory(prefix="zoo-artifacts-") as folder:
             sheet = measure(
-                prepare(name, args.runs, data, Path(folder)),
+                prepare(run, data, Path(folder)),
                 batches=(1, 256),
                 threads=args.threads,
                 budget_s=args.budget,
-                say=lambda text: print(text, file=sys.stderr, flush=True),
             )
         write_json(record, sheet.to_json())
         write_page(args.out)

@@ -1,45 +1,30 @@
 """What int8 costs in accuracy, on a trained network of each family with convolutions: make int8.
 
-A run in `bench_results/runs` is taken as it is. Of the other families one network is trained, for
-EPOCHS epochs or WORK multiply-accumulates (three forward passes an image), whatever is less; a
-tenth of the training images is held out, and int8 chooses on it which layers stay in float.
-Accuracy is of the whole test split.
+A run in `bench_results/runs` is taken as it is; of the other families one network is trained
+briefly. A tenth of the training images is held out, and int8 chooses on it which layers stay in
+float. Accuracy is of the whole test split.
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from artifact_bench.int8 import Cost, Int8, page, read_cost
 from artifact_bench.measure import write
 from artifact_bench.networks import prepare
 from artifact_bench.sheet import in_order
+from artifact_bench.training import WORK, trained
 
-from training.recipes import QUICK_ADAMW
-from training.sweep_jobs import Job, work_of
-from training.sweep_steps import train_arguments
 from zoo import command
-from zoo.checkpoint import META, Checkpoint, folder_name
 from zoo.display import load_shown
 from zoo.environment import capture, git_commit
-from zoo.errors import MachineError
 from zoo.files import write_atomic, write_json
 from zoo.models import model_spec
 
 COMMAND = "int8"
 RESULTS = Path(__file__).parents[2] / "bench_results"
 RECORDS, PAGE = "networks", "README.md"
-SEED = 0
-WORK = 1e13  # multiply-accumulates of a training
-EPOCHS = 2
-# Images, with repetition; AdamW below. With SGD res2net_50 learnt nothing from 5,000; from 90,000
-# ghost_resnet_20 learnt more with SGD (27% top-1) than with AdamW (11%).
-FEW = 20_000
-OPTIMISER = ("optimizer", "peak_lr", "nesterov", "weight_decay")  # of the recipe for AdamW
 WRITTEN = (("onnx", "int8"), ("openvino", "int8"))
 NETWORKS = (
     *("resnet_20", "improved_resnet20_convnext", "eca_resnet_20", "ghost_resnet_20"),
@@ -78,48 +63,15 @@ def run(args: argparse.Namespace) -> None:
         record = args.out / RECORDS / f"{name}.json"
         if record.exists():
             continue
-        runs = args.trained
-        if not (runs / folder_name(name, SEED) / META).is_file():
-            runs = args.runs
-            train(name, runs, dataset=args.dataset, max_macs=args.max_macs)
-        trained = Checkpoint.open(runs / folder_name(name, SEED))
+        run = trained(name, args.trained, args.runs, dataset=args.dataset, max_macs=args.max_macs)
         with tempfile.TemporaryDirectory(prefix="zoo-int8-") as folder:
-            network = prepare(name, runs, data, Path(folder))
-            artifacts, failed = write(network, WRITTEN, say)
+            artifacts, failed = write(prepare(run, data, Path(folder)), WRITTEN)
         found = [Int8.of(artifact) for artifact in artifacts]
         found += [Int8.failed(entry) for entry in failed]
-        cost = Cost.of(
-            trained.meta, found, quantised_in=capture("cpu").to_json(), commit=git_commit()
-        )
+        cost = Cost.of(run.meta, found, quantised_in=capture("cpu").to_json(), commit=git_commit())
         write_json(record, cost.to_json())
         write_page(args.out)
     print(write_page(args.out))
-
-
-def train(name: str, runs: Path, *, dataset: str, max_macs: float) -> None:
-    """Train a network within the bound, or go on with that; what is trained is left as it is."""
-    begun = runs / folder_name(name, SEED)
-    if (begun / META).is_file() and Checkpoint.open(begun).meta.finished_at is not None:
-        return
-    job = Job(
-        model=name,
-        recipe="quick",
-        seed=SEED,
-        dataset=dataset,
-        settings={"full_train": "false"},
-        epochs=EPOCHS,
-        max_macs=max_macs,
-    )
-    work = work_of(job)
-    if work.steps is not None and work.steps * work.batch_size < FEW:
-        adamw = {name: str(getattr(QUICK_ADAMW, name)).lower() for name in OPTIMISER}
-        job = replace(job, settings=job.settings | adamw)
-        work = work_of(job)
-    argv = ("zoo-train", *train_arguments(job, work, runs))
-    say(" ".join(argv))
-    code = subprocess.run((Path(sys.executable).with_name(argv[0]), *argv[1:])).returncode
-    if code:
-        raise MachineError(f"{name} was not trained: zoo-train ended with {code}")
 
 
 def write_page(out: Path) -> Path:
@@ -128,11 +80,6 @@ def write_page(out: Path) -> Path:
     missing = [name for name in NETWORKS if name not in {path.stem for path in found}]
     write_atomic(out / PAGE, page([read_cost(path) for path in found], missing))
     return out / PAGE
-
-
-def say(text: str) -> None:
-    """A word on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

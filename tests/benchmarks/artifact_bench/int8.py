@@ -14,6 +14,7 @@ from zoo.models import MODELS
 
 from .page import KEEPS
 from .sheet import ALL_BITS, Entry, by_machine, read_stored
+from .training import trained_images
 
 INTRO = f"""\
 # What int8 costs in accuracy
@@ -95,12 +96,9 @@ class Cost:
         commit: str | None,
     ) -> "Cost":
         """Of a run."""
-        batch = meta.recipe["batch_size"]
-        steps = meta.dataset.train_images // batch
-        steps = min(meta.recipe.get("epoch_steps") or steps, steps)
         return cls(
             model=meta.model,
-            trained_images=meta.epochs_done * steps * batch,
+            trained_images=trained_images(meta),
             dataset=meta.dataset.name,
             dataset_digest=meta.dataset.digest,
             val_images=meta.dataset.val_images,

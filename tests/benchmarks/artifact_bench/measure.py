@@ -1,7 +1,7 @@
 """Write the artifacts of a network, then time them and torch in turns."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from zoo.errors import ZooError
 
 from .eager_nchw import BACKEND, OPENER
 from .networks import Network
+from .say import say
 from .sheet import ALL_BITS, Entry, Sheet, Timing
+from .training import trained_images
 
 # Targets and the precisions that they compute in on a CPU.
 WRITTEN = (
@@ -28,8 +30,6 @@ WRITTEN = (
     *(("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")),
     *(("aoti", "fp32"), ("torchexport", "fp32")),
 )
-LOSES_NOTHING = 1.0  # for int8: an untrained network has no accuracy that it could lose
-Say = Callable[[str], None]
 
 
 def measure(
@@ -39,10 +39,9 @@ def measure(
     batches: Sequence[int],
     threads: Sequence[int],
     budget_s: float,
-    say: Say,
 ) -> Sheet:
     """Everything that the page tells of this network."""
-    artifacts, failed = write(network, written, say)
+    artifacts, failed = write(network, written)
     entries: dict[tuple[str, str], Entry] = {}
     timings: dict[tuple[str, str], list[Timing]] = {}
     environment = None
@@ -61,12 +60,14 @@ def measure(
             timing = _timing(record, count, folder=network.run.path)
             timings.setdefault(label, []).append(timing)
             if label not in entries:
-                entries[label] = _entry(record, artifacts, is_trained=network.trained is not None)
+                entries[label] = _entry(record, artifacts)
     assert environment is not None  # at least one number of threads
     meta = network.run.meta
     return Sheet(
         model=meta.model,
-        run=network.trained,
+        run=network.run.path.name,
+        trained_images=trained_images(meta),
+        weights_sha256=meta.weights_sha256,
         dataset=meta.dataset.name,
         dataset_digest=meta.dataset.digest,
         environment=environment.to_json(),
@@ -80,12 +81,10 @@ def measure(
 
 
 def write(
-    network: Network, written: Sequence[tuple[str, str]], say: Say
+    network: Network, written: Sequence[tuple[str, str]]
 ) -> tuple[list[Artifact], list[Entry]]:
     """The artifacts that were proven, and why the others are none."""
     options = ExportOptions()
-    if network.trained is None:
-        options = replace(options, int8_max_drop=LOSES_NOTHING)
     reference = Reference(network.run, network.data)
     artifacts, failed = [], []
     for name, precision in written:
@@ -111,14 +110,13 @@ def subjects(network: Network, artifacts: Sequence[Artifact], *, evaluate: bool)
         opener=OPENER,
         eager=Opening(eager.opener, eager.path),
     )
-    unknown = evaluate and network.trained is not None
     return [
-        replace(one, top1=None, top5=None, accuracy_images=None, is_unevaluated=unknown)
+        replace(one, top1=None, top5=None, accuracy_images=None, is_unevaluated=evaluate)
         for one in (contiguous, eager, compiled)
     ] + files
 
 
-def _entry(record: Measurement, artifacts: Sequence[Artifact], *, is_trained: bool) -> Entry:
+def _entry(record: Measurement, artifacts: Sequence[Artifact]) -> Entry:
     label = (record.backend, record.precision)
     artifact = next((one for one in artifacts if (one.backend, one.precision) == label), None)
     parity = None if artifact is None else artifact.parity
@@ -127,8 +125,8 @@ def _entry(record: Measurement, artifacts: Sequence[Artifact], *, is_trained: bo
         precision=record.precision,
         runtime=record.runtime,
         file_bytes=record.file_bytes,
-        top1=record.top1 if is_trained else None,
-        accuracy_images=record.accuracy_images if is_trained else None,
+        top1=record.top1,
+        accuracy_images=record.accuracy_images,
         agreement=parity and parity.top1_agreement,
         agreement_images=parity and parity.images,
         max_abs_error=parity and parity.max_abs_error,

@@ -30,12 +30,12 @@ of the rounds' medians of single calls, copies excluded; "times as fast" is the 
 rounds of the ratio to the faster of eager NCHW and eager channels-last at that batch size, with its
 95% interval from six rounds on. On one thread it is processor time.
 
-Top-1 is that of this very file on the whole test split, of trained networks alone: an untrained one
-has none, and its cell is empty. The share of images whose class is eager's, and the largest error
-of a logit, are of 1,000 test images that no artifact was made with. An artifact keeps its accuracy
-where it loses less than {100 * KEEPS:.1f} points of eager's. Weights of int8 have 7
-bits, whose sums no CPU clips, or are said to have 8; before commit 3e9602e int8 rounded the logits
-too.
+Top-1 is that of this very file on the whole test split. Most networks were trained briefly, for
+this alone: "images" is how many passed through the training, with repetition. An untrained network
+has no top-1, and its cell is empty. The share of images whose class is eager's, and the largest
+error of a logit, are of 1,000 test images that no artifact was made with. An artifact keeps its
+accuracy where it loses less than {100 * KEEPS:.1f} points of eager's. Weights of int8 have 7 bits,
+whose sums no CPU clips, or are said to have 8; before commit 3e9602e int8 rounded the logits too.
 """
 
 
@@ -153,7 +153,7 @@ def _ratio(entry: Entry, base: Entry, batch: int, threads: int) -> Ratio:
 def _table(sheets: Sequence[Sheet], threads: int) -> str:
     batches = _each(sheets, lambda timing: timing.batch)
     clock = "CPU" if threads == 1 else "wall"
-    header = ["Network", "Weights", "Backend", "Precision"]
+    header = ["Network", "Images", "Backend", "Precision"]
     header += ["Top-1 %", "Same class %", "Largest error", "File MiB"]
     for batch in batches:
         header += [f"b{batch} {clock} ms", f"b{batch} times as fast"]
@@ -170,10 +170,16 @@ def _table(sheets: Sequence[Sheet], threads: int) -> str:
 def _fact_cells(sheet: Sheet, entry: Entry) -> list[str]:
     error = entry.max_abs_error
     return [
-        *(sheet.model, sheet.run or "untrained", entry.backend, _precision(entry)),
+        *(sheet.model, _training(sheet), entry.backend, _precision(entry)),
         *(percent(entry.top1), percent(entry.agreement, 1)),
         *("" if error is None else f"{error:.1e}", mebibytes(entry.file_bytes)),
     ]
+
+
+def _training(sheet: Sheet) -> str:
+    if sheet.run is None:
+        return "untrained"
+    return "" if sheet.trained_images is None else f"{sheet.trained_images:,}"
 
 
 def _time_cells(sheet: Sheet, entry: Entry, batches: Sequence[int], threads: int) -> list[str]:

@@ -87,13 +87,15 @@ class Sheet:
     """One network."""
 
     model: str
-    run: str | None  # None: untrained
+    run: str | None  # None: untrained, as in records of before each network was trained
     dataset: str
     dataset_digest: str  # of all of it
     environment: Mapping[str, Any]
     commit: str | None
     budget_s: float
     entries: tuple[Entry, ...]
+    trained_images: int | None = None  # with repetition; older records do not tell
+    weights_sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
