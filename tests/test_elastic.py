@@ -331,6 +331,10 @@ def test_a_signal_saves_in_all_processes(
     deaf = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]  # as behind & in a script
     process = begin(deaf, "--epochs", "5000", "--runs", str(tmp_path), "--save-seconds", "0.2")
     wait_for_step(tmp_path / FOLDER, [1, 0], process)
+    if sys.platform == "linux":
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+        assert ignored & 1 << signal.SIGINT - 1
     process.send_signal(signal.SIGINT)
     wait_for_step(tmp_path / FOLDER, [3, 0], process)
     assert process.poll() is None

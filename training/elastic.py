@@ -123,6 +123,8 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
     # One store for all restarts still says where the processes that ended listened: the new ones
     # sometimes wait for those, or are refused (pytorch/pytorch#135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    handlers = {number: signal.getsignal(number) for number in _stopping()}
+    heeded = [number.name for number, how in handlers.items() if how != signal.SIG_IGN]
     config = LaunchConfig(
         min_nodes=least,
         max_nodes=most,
@@ -132,10 +134,8 @@ def launch(arguments: Sequence[str], wanted: Launch) -> None:
         rdzv_endpoint=wanted.endpoint or "localhost:0",
         max_restarts=wanted.max_restarts,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # another folder would stay in $TMPDIR
+        signals_to_handle=",".join(heeded),  # nohup has one ignored
     )
-    handlers = {number: signal.getsignal(number) for number in _stopping()}
-    heeded = [number.name for number, how in handlers.items() if how != signal.SIG_IGN]
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(heeded)  # nohup has one ignored
     with tempfile.TemporaryDirectory(prefix="zoo-train-") as folder:
         os.environ[OUTCOME] = folder
         try:
