@@ -23,6 +23,16 @@ from training.precision import autocast
 from training.processes import prepare
 from training.recipe import OWN_GRAPHS, Recipe, Runtime
 from training.schedule import learning_rate
+from training.snapshot import (
+    copied,
+    generator_state,
+    parameters_of,
+    put_back,
+    put_scale_back,
+    remembered,
+    scale_of,
+    set_generator_state,
+)
 from zoo.errors import MachineError, first_line, is_out_of_memory
 from zoo.session import require_compiler
 
@@ -166,21 +176,14 @@ class Step:
         if self.average is not None:
             values = self.average.module.state_dict()
             found |= {f"average.{name}": value for name, value in values.items()}
-        for index, parameter in enumerate(self._parameters()):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    found[f"optimizer.{index}.{key}"] = value
+        found |= remembered(self.optimizer)
         return found | {"place": self.place, "sums": self.sums, "bad": self.bad}
 
     def state(self) -> dict[str, Tensor]:
         """A copy on the CPU of all that the next step depends on."""
-        scaler = self.scaler.state_dict()
-        counts = torch.tensor([scaler.get("scale", 0.0), scaler.get("_growth_tracker", 0)])
-        found = {
-            name: value.detach().to("cpu", copy=True) for name, value in self.tensors().items()
-        }
-        sums = self._of_all(self.sums)
-        return found | {"scaler": counts.double(), "rng": self._rng(), "sums": sums}
+        found = copied(self.tensors())
+        scale, sums = scale_of(self.scaler), self._of_all(self.sums)
+        return found | {"scaler": scale, "rng": self._rng(), "sums": sums}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state` returned, in place.
@@ -191,31 +194,8 @@ class Step:
             KeyError, ValueError, RuntimeError: the state is of another network or recipe.
         """
         state = state | {"sums": self._own_sums(state["sums"])}
-        parameters = self._parameters()
-        known = self.tensors()
-        for name, value in state.items():
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer" and name not in known:
-                index, _, key = rest.partition(".")
-                parameter = parameters[int(index)]
-                # As the parameter lies, for fused optimisers walk both; filled below.
-                like = parameter if value.shape == parameter.shape else value
-                room = torch.empty_like(like, dtype=value.dtype, device=self.device)
-                self.optimizer.state[parameter][key] = room
-        with torch.no_grad():
-            for name, tensor in self.tensors().items():
-                if name in state:
-                    if tensor.shape != state[name].shape:
-                        raise ValueError(f"{name} has shape {tuple(state[name].shape)}")
-                    tensor.copy_(state[name])
-                elif name.startswith("optimizer."):
-                    tensor.zero_()
-                else:
-                    raise KeyError(name)
-        if self.scaler.is_enabled():
-            scale, tracker = state["scaler"].tolist()
-            stored = self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
-            self.scaler.load_state_dict(stored)
+        put_back(state, self.optimizer, self.tensors)
+        put_scale_back(self.scaler, state["scaler"])
         self.epoch, self.step = self.place.tolist()
         if self.epoch:
             self._load_epoch()
@@ -252,7 +232,7 @@ class Step:
             loss, right = self._accumulate(parts, images, labels, others, share)
         if self.recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._parameters(), self.recipe.clip_norm)
+            torch.nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -348,14 +328,9 @@ class Step:
         first = self.step * self.recipe.batch_size + self.mine.first
         return self.host_order[first : first + self.mine.count]
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def _rng(self) -> Tensor:
         """The state of every process's generator: (processes, n) uint8, on the CPU."""
-        on_gpu = self.device.type == "cuda"
-        mine = torch.cuda.get_rng_state(self.device) if on_gpu else torch.get_rng_state()
-        return self._of_all(mine)
+        return self._of_all(generator_state(self.device))
 
     def _of_all(self, mine: Tensor) -> Tensor:
         """A row of each process, on the CPU."""
@@ -375,10 +350,7 @@ class Step:
             torch.manual_seed(epoch_seed(self.seed, self.epoch, self.rank))
             return
         mine = states[self.rank].clone()  # torch reads the whole storage, whatever the offset
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(mine, self.device)
-        else:
-            torch.set_rng_state(mine)
+        set_generator_state(self.device, mine)
 
 
 def infinite_buffers(network: nn.Module, *heads: str) -> frozenset[str]:
