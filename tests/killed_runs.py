@@ -1,10 +1,10 @@
 """Trainings that are killed again and again, each a child forked from this process.
 
-`killed_runs.py SEED KILLS FOLDER ARGUMENTS...` runs zoo-train below FOLDER/whole without a kill,
-then below FOLDER/killed-N with `--resume auto`, killed by SIGKILL at random moments drawn from SEED
-until there were KILLS of them and a run is complete, each run in a folder of its own: killed-1,
-killed-2... It is saved after every step, and every third kill comes while a state is written. What
-each kill interrupted is said on stderr.
+`killed_runs.py COMMAND SEED KILLS FOLDER ARGUMENTS...` runs zoo-train or zoo-pretrain below
+FOLDER/whole without a kill, then below FOLDER/killed-N with `--resume auto`, killed by SIGKILL at
+random moments drawn from SEED until there were KILLS of them and a run is complete, each run in a
+folder of its own: killed-1, killed-2... It is saved after every step, and every third kill comes
+while a state is written. What each kill interrupted is said on stderr.
 """
 
 import os
@@ -12,14 +12,20 @@ import random
 import signal
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
-import training.event_log  # imported before the forks, which then take milliseconds
-import training.run
 import training.saver
-from training.cli import main
 
+# Where `main` of a command is, and what it imports before the forks, which then take milliseconds.
+COMMANDS = {
+    "zoo-train": ("training.cli", "training.run", "training.event_log"),
+    "zoo-pretrain": (
+        *("training.pretrain_cli", "training.pretrain"),
+        *("lightly.loss", "lightly.models.modules.heads"),
+    ),
+}
 MOST_EVENTS = 250  # accesses to files of the run; a save takes some 25 of them
 STATE, STATE_EVENTS = "/state/", 40  # of those, some accesses to the states
 
@@ -36,7 +42,7 @@ def start(arguments: list[str], runs: Path, plan: Plan | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if plan is not None:
             kill_by(plan, runs)
-        code = main([*arguments, "--runs", str(runs)])
+        code = cli.main([*arguments, "--runs", str(runs)])
     finally:
         os._exit(code)
 
@@ -70,7 +76,8 @@ def wait(child: int) -> int:
 
 
 if __name__ == "__main__":
-    seed, kills, folder, *given = sys.argv[1:]
+    command, seed, kills, folder, *given = sys.argv[1:]
+    cli, *_ = [import_module(name) for name in COMMANDS[command]]
     chance, done, run = random.Random(int(seed)), 0, 1
     training.saver.SHARE_OF_TIME = 1e9
     if wait(start(given, Path(folder, "whole"), None)) != 0:

@@ -20,8 +20,18 @@ KILLS = 24
 def test_runs_that_are_killed_end_like_one_that_is_not(tmp_path: Path) -> None:
     pictures = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
     command = [
-        *(sys.executable, str(TESTS / "killed_runs.py"), "7", str(KILLS), str(tmp_path)),
-        *("--model", TINY, "--dataset", pictures, "--device", "cpu", "--recipe", "smoke"),
+        *(sys.executable, str(TESTS / "killed_runs.py"), "zoo-train", "7", str(KILLS)),
+        *(
+            str(tmp_path),
+            "--model",
+            TINY,
+            "--dataset",
+            pictures,
+            "--device",
+            "cpu",
+            "--recipe",
+            "smoke",
+        ),
         *("--batch-size", "4", "--epochs", "6", "--set", "ema_decay=0.9"),
         *("--save-seconds", "0.000001", "--deterministic"),
     ]

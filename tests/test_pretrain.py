@@ -2,15 +2,8 @@
 
 import copy
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import types
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,36 +13,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from few_images import picture_folder
-from small_runs import few_of_each, trained_elsewhere
+from small_pretraining import FOLDER, MISSING, MODEL, needs_lightly, settings
+from small_runs import few_of_each
 from torch import Tensor, nn
 
 from training import Recipe, Runtime, train
 from training.backbone import Backbone
 from training.philox import Numbers, make_key
-from training.pretrain import Pretrainer, pretrain
+from training.pretrain import pretrain
 from training.pretrain_cli import build_parser, main, make_settings
-from training.pretrain_folder import PretrainingFolder, PretrainingMetrics
-from training.pretraining import METHODS, Pretraining, pretraining_for
-from training.recipe import with_settings
-from zoo.checkpoint import Checkpoint, save_run
+from training.pretraining import METHODS, pretraining_for
+from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, Split, load_dataset, validation_split
-from zoo.errors import CheckpointError, MachineError, MissingPackageError, ZooError
+from zoo.errors import MissingPackageError, ZooError
 from zoo.models import create_model
 from zoo.own import load_function
-
-MISSING = "needs the package lightly, of the extra ssl"
-needs_lightly = pytest.mark.skipif(find_spec("lightly") is None, reason=MISSING)
-MODEL, FOLDER = "tiny_network:headed", "tiny_network-headed-s0"
-SMALL = {"hidden": "32", "projection": "16", "queue": "128", "batch_size": "50", "epochs": "2"}
 
 
 @pytest.fixture(scope="module")
 def few() -> Dataset:
     return few_of_each()
-
-
-def settings(method: str, **more: str) -> Pretraining:
-    return with_settings(pretraining_for(method), {"warmup_epochs": "0"} | SMALL | more)
 
 
 def backbone() -> Backbone:
@@ -253,7 +236,7 @@ def test_the_loss_sees_neither_labels_nor_test_images(
     done: Checkpoint, few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = validation_split(few.train)
-    monkeypatch.setattr("training.pretrain.validation_split", lambda train: rows)
+    monkeypatch.setattr("training.pretrainer.validation_split", lambda train: rows)
     labels = np.random.default_rng(0).integers(0, 100, len(few.train.fine))
     empty = Split(images=few.test.images[:0], fine=few.test.fine[:0])
     other = replace(few, train=replace(few.train, fine=labels), test=empty)
@@ -287,211 +270,6 @@ def test_the_weights_are_probed_by_training(done: Checkpoint, few: Dataset, tmp_
     weights = run.state_dict()
     assert all(torch.equal(weights[key], tensor) for key, tensor in done.state_dict().items())
     assert run.meta.initial_weights == f"simclr sha256:{done.meta.weights_sha256}"
-
-
-@contextmanager
-def stopped_after(complete: int) -> Iterator[None]:
-    """Ctrl-C in the epoch after `complete` ones."""
-    through = Pretrainer.epoch
-
-    def cut_short(self: Pretrainer, epoch: int, *rest: object) -> object:
-        if epoch > complete:
-            raise KeyboardInterrupt
-        return through(self, epoch, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pretrainer, "epoch", cut_short)
-        with pytest.raises(KeyboardInterrupt):
-            yield
-
-
-@needs_lightly
-@pytest.mark.parametrize("complete", [0, 1])
-def test_an_interrupted_run_leaves_whole_files_or_none(
-    complete: int, few: Dataset, tmp_path: Path
-) -> None:
-    with stopped_after(complete):
-        pretrain(MODEL, settings("simclr"), few, device="cpu", runs=tmp_path)
-
-    left = [Checkpoint.open(path) for path in tmp_path.iterdir()]
-    assert len(left) == complete
-    for run in left:
-        assert (run.meta.epoch, run.meta.finished_at) == (1, None)
-        assert "stem.0.weight" in run.state_dict()
-
-
-def told(run: Checkpoint) -> list[dict[str, float]]:
-    """The metrics without what a clock says."""
-    clocks = {"train_seconds", "evaluation_seconds", "images_per_s"}
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
-
-
-@needs_lightly
-@pytest.mark.parametrize("method", METHODS)
-def test_a_resumed_run_is_the_same_run(method: str, few: Dataset, tmp_path: Path) -> None:
-    three = settings(method, epochs="3")
-    whole = pretrain(MODEL, three, few, device="cpu", runs=tmp_path / "whole")
-    runs, notes = tmp_path / "cut", list[str]()
-    for complete in (1, 2):
-        with stopped_after(complete):
-            pretrain(MODEL, three, few, device="cpu", runs=runs, resume="auto")
-    path = runs / whole.path.name
-    assert len(told(Checkpoint.open(path))) == 2
-
-    done = pretrain(MODEL, three, few, device="cpu", runs=runs, resume="auto", on_note=notes.append)
-
-    assert notes == [f"continuing {path} after 2 of its 3 epochs"]
-    assert [run.name for run in runs.iterdir()] == [whole.path.name]
-    assert done.meta.weights_sha256 == whole.meta.weights_sha256
-    assert told(done) == told(whole)
-    assert not (path / "state").exists()
-    assert done.meta.epochs_done == 3
-    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    spent = sum(line["train_seconds"] + line["evaluation_seconds"] for line in lines)
-    assert done.meta.train_seconds == pytest.approx(spent)
-
-
-@needs_lightly
-def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
-    dataset = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
-    small = ("--batch-size", "10", "--set", "hidden=8", "--device", "cpu", "--epochs", "3")
-    words = (MODEL, "--method", "byol", "--dataset", dataset, *small)
-    for name, is_killed in (("whole", False), ("killed", True), ("killed", False)):
-        command = (sys.executable, "-m", "training.pretrain_cli", *words)
-        child = subprocess.Popen(
-            (*command, "--runs", tmp_path / name, "--resume", "auto"),
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-            text=True,
-        )
-        assert child.stderr is not None
-        if is_killed:
-            next(line for line in child.stderr if line.startswith("epoch 1/3"))
-            child.kill()
-        err = child.communicate()[1]
-        assert child.returncode == (-signal.SIGKILL if is_killed else 0), err
-
-    whole, killed = (
-        Checkpoint.open(tmp_path / name / f"pretrain-byol-{FOLDER}") for name in ("whole", "killed")
-    )
-    assert killed.meta.weights_sha256 == whole.meta.weights_sha256
-    assert told(killed) == told(whole)
-
-
-@needs_lightly
-def test_a_run_under_way_is_left_alone(few: Dataset, tmp_path: Path) -> None:
-    two = settings("simclr")
-    with stopped_after(1):
-        pretrain(MODEL, two, few, device="cpu", runs=tmp_path)
-    path = tmp_path / f"pretrain-simclr-{FOLDER}"
-    assert not (path / ".lock").exists()
-
-    with trained_elsewhere(path):
-        with pytest.raises(CheckpointError) as refusal:
-            pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume=path)
-        beside = pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume="auto")
-    went_on = pretrain(MODEL, two, few, device="cpu", runs=tmp_path, resume="auto")
-
-    assert str(refusal.value) == f"{path} is under way in another process: wait for its end"
-    assert beside.path == path.with_name(f"{path.name}-2")
-    assert went_on.path == path
-    assert went_on.meta.weights_sha256 == beside.meta.weights_sha256
-
-
-@needs_lightly
-def test_a_damaged_state_falls_back_to_the_one_before(few: Dataset, tmp_path: Path) -> None:
-    three = settings("simclr", epochs="3")
-    with stopped_after(2):
-        pretrain(MODEL, three, few, device="cpu", runs=tmp_path)
-    path, notes = tmp_path / f"pretrain-simclr-{FOLDER}", list[str]()
-    last = path / "state" / "last.pt"
-    last.write_bytes(last.read_bytes()[:-1])
-    left = path / ".part-weights"  # of a write that a kill cut short
-    left.touch()
-
-    done = pretrain(
-        MODEL, three, few, device="cpu", runs=tmp_path, resume=path, on_note=notes.append
-    )
-
-    assert done.meta.epochs_done == 3
-    assert not left.exists()
-    assert notes == [
-        f"{last} is damaged (its digest does not fit): continuing from the one before it, "
-        "previous.pt",
-        f"continuing {path} after 1 of its 3 epochs",
-    ]
-
-
-@needs_lightly
-def test_another_run_is_not_continued(done: Checkpoint, few: Dataset, tmp_path: Path) -> None:
-    def message(method: str, resume: Path, **more: str) -> str:
-        with pytest.raises(CheckpointError) as caught:
-            pretrain(
-                MODEL, settings(method, **more), few, device="cpu", runs=tmp_path, resume=resume
-            )
-        return str(caught.value)
-
-    assert message("byol", done.path) == (
-        f"{done.path} is no pre-training by byol: resume a folder of zoo-pretrain --method byol, "
-        "or start a new run without --resume"
-    )
-    assert message("simclr", done.path).startswith(f"{done.path} is complete (2 epochs")
-    assert message("simclr", tmp_path / "gone") == (
-        f"there is no run {tmp_path / 'gone'}: resume a folder that zoo-pretrain began, or start a "
-        "new run without --resume"
-    )
-    begun = tmp_path / "begun"
-    begun.mkdir()
-    save_run(begun, replace(done.meta, finished_at=None))
-    assert message("simclr", begun, queue="64") == (
-        f"{begun} began with another recipe (queue was 128, is 64): resume without these options, "
-        "or start a new run without --resume"
-    )
-    assert message("simclr", begun) == (
-        f"{begun} cannot be resumed: {begun}/state/last.pt does not exist; train again"
-    )
-
-
-@needs_lightly
-def test_a_loss_that_is_not_finite_stops_the_run(few: Dataset, tmp_path: Path) -> None:
-    wild = settings("simclr", peak_lr="1e30")
-
-    with pytest.raises(MachineError, match=r"NaN in epoch 1, step \d+, .* --set peak_lr=2.5e\+29$"):
-        pretrain(MODEL, wild, few, device="cpu", runs=tmp_path)
-
-    assert list(tmp_path.iterdir()) == []
-
-
-class Breaking(nn.Module):
-    """Its gradient is NaN in the last step of the first epoch, and its output never."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.taken += self.training
-        zero = self.scale - self.scale.detach()
-        return x * (self.scale + zero.sqrt() * (self.taken == 2 * 2 * self.training))
-
-
-@needs_lightly
-def test_weights_that_are_not_finite_are_not_kept(
-    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = types.ModuleType("breaking")
-    module.network = lambda num_classes: nn.Sequential(
-        OrderedDict(flat=nn.Flatten(), breaking=Breaking(), head=nn.Linear(3072, num_classes))
-    )
-    monkeypatch.setitem(sys.modules, "breaking", module)
-    two_steps = settings("simclr", epoch_steps="2", epochs="1")
-
-    with pytest.raises(MachineError, match="NaN in epoch 1, step 2, "):
-        pretrain("breaking:network", two_steps, few, device="cpu", runs=tmp_path)
-
-    assert list(tmp_path.iterdir()) == []
 
 
 @needs_lightly
@@ -551,44 +329,6 @@ def test_the_command_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFix
     assert shown[0] == f"{MODEL} on {dataset} by simclr, 1 epochs, batch 10, seed 0"
     line = r"epoch 1/1  \d+ img/s  loss \d+\.\d{3}  kNN \d+\.\d\d%  0:00 left"
     assert re.fullmatch(line, shown[-1])
-
-
-@needs_lightly
-def test_the_command_goes_on_with_a_run_as_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dataset = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
-    small = ("--batch-size", "10", "--set", "hidden=8", "--epochs", "2", "--seed", "3")
-    shown = (MODEL, "--method", "simclr", "--device", "cpu", "--runs", str(tmp_path))
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.pretrain_folder.PretrainingFolder.keep", kept_once(stop))
-        assert main([*shown, "--dataset", dataset, *small]) == 130
-    run = tmp_path / f"pretrain-simclr-{FOLDER.removesuffix('0')}3"
-    capsys.readouterr()
-
-    assert main([*shown, "--resume", str(run), "--set", "hidden=9"]) == 2
-    assert "(hidden was 8, is 9): resume without" in capsys.readouterr().err
-    code = main([*shown, "--resume", str(run)])
-
-    out, err = capsys.readouterr()
-    assert (code, out) == (0, f"{run}\n")
-    assert err.startswith(f"{MODEL} on {dataset} by simclr, 2 epochs, batch 10, seed 3\n")
-    assert f"continuing {run} after 1 of its 2 epochs" in err
-
-
-def kept_once(then: Callable[..., None]) -> Callable[..., None]:
-    """As `keep`, and something after it."""
-    keep = PretrainingFolder.keep
-
-    def kept(folder: PretrainingFolder, line: PretrainingMetrics) -> None:
-        keep(folder, line)
-        then()
-
-    return kept
 
 
 def test_options_change_the_settings_of_the_method() -> None:

@@ -118,7 +118,9 @@ def test_a_signal_within_a_step_saves_after_it(
 
     path = tmp_path / FOLDER
     assert code == CODES[number]
-    assert notes == ["stopping after this step; once more stops at once"]
+    assert notes == [
+        f"stopping after this step, to go on with --resume {path}; once more stops at once"
+    ]
     assert read_state(path / "state" / "last.pt").trainer["place"].tolist() == [2, 2]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.undo()

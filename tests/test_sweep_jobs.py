@@ -12,9 +12,9 @@ from training import Runtime, train
 from training.ablations import ABLATIONS, STUDIES, Ablation, Arm, ablations_of
 from training.loop import Progress
 from training.options import build_parser, make_job
-from training.pretrain import Pretrainer
 from training.pretrain_cli import build_parser as pretrain_parser
 from training.pretrain_cli import make_settings
+from training.pretrainer import Pretrainer
 from training.pretraining import pretraining_for
 from training.processes import processes
 from training.recipes import recipe_for

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from training.options import AUTO
 from training.pretraining import METHODS, Pretraining, pretraining_for
 from training.recipe import DEVICES, read_settings, with_epochs, with_settings
-from zoo.command import Parser, positive_int, run, seed
+from zoo.command import Parser, positive_int, positive_seconds, run, seed
 from zoo.errors import CheckpointError
 from zoo.plain import from_plain
 
@@ -46,11 +46,18 @@ def build_parser() -> Parser:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument(
         "--resume",
-        metavar="RUN",
-        help="go on after its last complete epoch, with its own settings, seed and data set; "
-        "auto: the newest incomplete one of this command, or a new one",
+        metavar="RUN|auto",
+        help="continue an interrupted run, with its own settings, seed and data set; auto: the "
+        "newest incomplete one of this command, or a new one",
     )
     parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument(
+        "--save-seconds",
+        type=positive_seconds,
+        default=30.0,
+        metavar="S",
+        help="at least, between two saves of what a resume needs",
+    )
     return parser
 
 
@@ -109,6 +116,7 @@ def _pretrain(args: argparse.Namespace) -> None:
             settings,
             data,
             device=args.device,
+            save_seconds=args.save_seconds,
             seed=args.seed,
             runs=args.runs,
             resume=args.resume,

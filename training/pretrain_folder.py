@@ -3,9 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from training.folder import claim, now
 from training.lock import Lock, is_under_way
@@ -34,7 +37,7 @@ from zoo.files import write_atomic
 from zoo.signals import held_signals
 
 if TYPE_CHECKING:
-    from training.pretrain import Pretrainer
+    from training.pretrainer import Pretrainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,13 +55,15 @@ class PretrainingMetrics:
 
 @dataclass
 class PretrainingFolder:
-    """What is known of a run, in memory and, since its last epoch, on the disk."""
+    """What is known of a run, in memory and, since the last save, on the disk."""
 
     path: Path
     trainer: "Pretrainer"
     meta: RunMeta
     lines: list[PretrainingMetrics]
     lock: Lock
+    weights: dict[str, Tensor] | None = None  # of the last complete epoch
+    is_worth_keeping: bool = False  # a step was stored
 
     @classmethod
     def create(cls, runs: Path, meta: RunMeta, trainer: "Pretrainer") -> "PretrainingFolder":
@@ -78,20 +83,18 @@ class PretrainingFolder:
     def reopen(
         cls, path: Path, given: RunMeta, trainer: "Pretrainer", note: Callable[[str], None]
     ) -> "PretrainingFolder":
-        """Put the trainer behind the last complete epoch of the run that `given` describes.
+        """Put the trainer where the last save left the run that `given` describes.
 
         Raises:
-            CheckpointError: it is another run, complete, damaged beyond its last two states, or
+            CheckpointError: it is another run, complete, damaged beyond its last two saves, or
                 under way in another process.
         """
         require_begun(path)
-        run = Checkpoint.open(path)
-        _require_same(run, given)
+        meta = _begun_alike(path, given).meta
         lock = Lock(path)
         lock.take()
         try:
-            state = newest(path, lambda at: read_content(at, lambda found: found), note, mend=True)
-            lines = metrics_of(PretrainingMetrics, state)
+            state = newest(path, _read, note, mend=True)
             trainer.load_state(state["trainer"])
         except ZooError:
             lock.release()
@@ -101,43 +104,61 @@ class PretrainingFolder:
             raise CheckpointError(
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
+        folder = cls(path, trainer, meta, state["metrics"], lock, state["weights"])
+        folder.is_worth_keeping = True
         drop_parts(path)
-        note(f"continuing {path} after {len(lines)} of its {run.meta.recipe['epochs']} epochs")
-        return cls(path, trainer, run.meta, lines, lock)
+        folder._store(anew=True)  # what is there may be older than the state
+        epoch, step = trainer.position
+        note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
+        return folder
 
     def keep(self, line: PretrainingMetrics) -> None:
-        """Add a complete epoch and store it."""
+        """Add a complete epoch and its weights. In memory only."""
         self.lines = [*self.lines, line]
-        self.save()
+        named = self.trainer.network.state_dict()
+        self.weights = {key: tensor.detach().clone() for key, tensor in named.items()}  # some tied
 
     def save(self) -> None:
-        """Store first the state, from which a resume makes the rest again, then the rest."""
-        lines, done = [asdict(line) for line in self.lines], len(self.lines)
-        is_complete = done == self.trainer.settings.epochs
+        """Store first the state, from which a resume makes the rest again, then the rest.
+
+        Raises:
+            NonFinite: there is NaN or infinity in it; the last save stays.
+        """
+        states, state = self.path / STATE, self.trainer.state()
+        lines = [asdict(line) for line in self.lines]
+        content = {"trainer": state, "metrics": lines, "weights": self.weights}
+        with held_signals():
+            write_content(states / LAST, content, replaces=states / PREVIOUS)
+            self.is_worth_keeping |= self.trainer.position > (1, 0)
+            self._store()
+
+    def finish(self) -> Checkpoint:
+        """Complete the folder, which no resume needs any more."""
+        self.meta = replace(self.meta, finished_at=now())
+        with held_signals():
+            save_run(self.path, self.meta)
+            shutil.rmtree(self.path / STATE, ignore_errors=True)
+        return Checkpoint(self.path, self.meta)
+
+    def close(self) -> None:
+        """Let others train it; a new folder without a step goes."""
+        if not self.is_worth_keeping:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.release()
+
+    def _store(self, *, anew: bool = False) -> None:
+        """Weights, where they changed or `anew`, facts and metrics."""
+        lines, done = self.lines, len(self.lines)
+        weights = self.weights if anew or self.meta.epoch != done else None
         meta = replace(
             self.meta,
             epoch=done,
             epochs_done=done,
-            train_seconds=sum(line.train_seconds + line.evaluation_seconds for line in self.lines),
-            finished_at=now() if is_complete else None,
+            train_seconds=sum(line.train_seconds + line.evaluation_seconds for line in lines),
         )
-        states = self.path / STATE
-        with held_signals():
-            if not is_complete:
-                content = {"trainer": self.trainer.state(), "metrics": lines}
-                write_content(states / LAST, content, replaces=states / PREVIOUS)
-            write_atomic(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-            named = self.trainer.network.state_dict() if done else None
-            weights = named and {key: tensor.clone() for key, tensor in named.items()}  # some tied
-            self.meta = save_run(self.path, meta, weights).meta
-            if is_complete:
-                shutil.rmtree(states, ignore_errors=True)
-
-    def close(self) -> None:
-        """Let others train it; a folder without a complete epoch goes."""
-        if not self.lines:
-            shutil.rmtree(self.path, ignore_errors=True)
-        self.lock.release()
+        self.meta = save_run(self.path, meta, weights).meta
+        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+        write_atomic(self.path / METRICS, text)
 
 
 def require_begun(path: Path) -> None:
@@ -153,25 +174,50 @@ def require_begun(path: Path) -> None:
         )
 
 
-def incomplete(runs: Path, given: RunMeta) -> Path | None:
-    """Of this very pre-training the folder begun last, among the incomplete ones not under way."""
+def incomplete(runs: Path, given: RunMeta, note: Callable[[str], None]) -> Path | None:
+    """Of this very pre-training the folder begun last, among the incomplete ones not under way.
+
+    `note` is told which of them are too damaged to go on.
+    """
     found: list[Checkpoint] = []
     for path in all_runs(runs):
-        try:
-            run = Checkpoint.open(path)
-            _require_same(run, given)
-        except ZooError:  # damaged, complete, or of another run
+        with suppress(ZooError):  # damaged, complete, or of another run
+            found.append(_begun_alike(path, given))
+    for run in sorted(found, key=begun, reverse=True):
+        if is_under_way(run.path):
             continue
-        if not is_under_way(path):
-            found.append(run)
-    return max(found, key=begun).path if found else None
+        try:
+            newest(run.path, _read, lambda line: None)
+        except CheckpointError as reason:
+            note(f"{reason}; it is left as it is")
+        else:
+            return run.path
+    return None
 
 
-def _require_same(run: Checkpoint, given: RunMeta) -> None:
+def _begun_alike(path: Path, given: RunMeta) -> Checkpoint:
+    """The run in a folder, which is this very one and not complete.
+
+    Raises:
+        CheckpointError: it is complete, damaged or another one.
+    """
+    run = Checkpoint.open(path)
     if run.meta.pretraining != given.pretraining:
         raise CheckpointError(
-            f"{run.path} is no pre-training by {given.pretraining}: resume a folder of "
+            f"{path} is no pre-training by {given.pretraining}: resume a folder of "
             f"zoo-pretrain --method {given.pretraining}, or start a new run without --resume"
         )
-    require_same_run(run.path, run.meta, given)
-    require_same_settings(run.path, run.meta.recipe, given.recipe)
+    require_same_run(path, run.meta, given)
+    require_same_settings(path, run.meta.recipe, given.recipe)
+    return run
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What `save` stored, the metrics as lines.
+
+    Raises:
+        CheckpointError: the file is damaged or of another version.
+    """
+    return read_content(
+        file, lambda found: found | {"metrics": metrics_of(PretrainingMetrics, found)}
+    )

@@ -7,6 +7,7 @@ from training.recipe import MOST_RATE, PRECISIONS, Recipe, require
 from zoo.errors import ZooError, nearest
 
 METHODS = ("simclr", "moco", "byol")
+LEAST_BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,7 @@ class Pretraining:
         checks = {
             "name": (self.name in METHODS, f"one of {', '.join(METHODS)}"),
             "epochs": (self.epochs >= 1, "1 or more"),
-            "batch_size": (self.batch_size >= 4, "4 or more"),
+            "batch_size": (self.batch_size >= LEAST_BATCH, f"{LEAST_BATCH} or more"),
             "epoch_steps": (self.epoch_steps is None or self.epoch_steps >= 1, "none or 1 or more"),
             "peak_lr": (0 < self.peak_lr <= MOST_RATE, "above 0 and finite in float32"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),

@@ -22,7 +22,7 @@ from training.processes import Alone, Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
 from training.replay import keep_failure, replay_step
 from training.resume import require_same_recipe, require_same_run, run_to_continue
-from training.saver import Saver
+from training.saver import Saver, stop_note
 from training.start import Start, Wanted, again, begin
 from training.state import stored_recipe
 from training.teacher import Teacher, open_teacher, require_same_images, require_teacher
@@ -303,8 +303,14 @@ def _run(
             images_per_s=trainer.recipe.batch_size / predicted.step,
         )
     )
-    with stop_request(lambda: note("stopping after this step; once more stops at once")) as request:
-        saver = Saver(folder, request, step_seconds=predicted.step)
+    with stop_request(lambda: note(stop_note(folder.path))) as request:
+        saver = Saver(
+            folder,
+            request,
+            trainer.accelerator,
+            save_seconds=trainer.runtime.save_seconds,
+            step_seconds=predicted.step,
+        )
         pace = predicted
         for epoch in range(first, epochs + 1):
             ahead = epochs - epoch

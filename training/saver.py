@@ -4,8 +4,11 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
 
-from training.folder import RunFolder
+from accelerate import Accelerator
+
 from training.processes import summed
 from zoo.signals import StopRequest
 
@@ -13,12 +16,32 @@ TALK_SECONDS = 1.0  # between two agreements of several processes, each of which
 SHARE_OF_TIME = 0.05  # that saving may take
 
 
-class Saver:
-    """Looks after a run at each step boundary; every process has one and they act at one step."""
+class Folder(Protocol):
+    """Where a run is saved."""
 
-    def __init__(self, folder: RunFolder, request: StopRequest, *, step_seconds: float) -> None:
+    def save(self) -> None:
+        """Save all that a resume needs."""
+        ...
+
+
+class Saver:
+    """Looks after a run at each step boundary; every process has one and they act at one step.
+
+    `step_seconds` only matters to several processes.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        request: StopRequest,
+        accelerator: Accelerator,
+        *,
+        save_seconds: float,
+        step_seconds: float = TALK_SECONDS,
+    ) -> None:
         self.folder, self.request = folder, request
-        self.world = folder.trainer.world
+        self.accelerator, self.world = accelerator, accelerator.num_processes
+        self.save_seconds = save_seconds
         self.steps_between_talks = max(1, round(TALK_SECONDS / max(step_seconds, 1e-6)))
         self.steps = 0
         self.saved_at = time.monotonic()
@@ -60,12 +83,16 @@ class Saver:
 
     def _agreed(self) -> tuple[int | None, bool]:
         number = self.request.number
-        wait = max(self.folder.trainer.runtime.save_seconds, self.cost / SHARE_OF_TIME)
+        wait = max(self.save_seconds, self.cost / SHARE_OF_TIME)
         is_due = time.monotonic() - self.saved_at >= wait
         if self.world == 1:
             return number, is_due
         mine = [number == signal.SIGINT, number == signal.SIGTERM, is_due]
-        accelerator = self.folder.trainer.accelerator
-        interrupted, terminated, due = summed(accelerator, [float(flag) for flag in mine])
+        interrupted, terminated, due = summed(self.accelerator, [float(flag) for flag in mine])
         stop = signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
         return stop, due > 0
+
+
+def stop_note(run: Path) -> str:
+    """What a signal is answered with."""
+    return f"stopping after this step, to go on with --resume {run}; once more stops at once"
