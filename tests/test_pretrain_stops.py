@@ -11,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from few_images import picture_folder
@@ -26,14 +27,18 @@ from small_pretraining import (
 from small_runs import few_of_each, lines, outcome, trained_elsewhere
 from torch import nn
 
-from training.pretrain import pretrain
+from training import Runtime
+from training.pretrain import pretrain, replay
 from training.pretrain_cli import main
 from training.pretrainer import Pretrainer
 from training.pretraining import METHODS
+from training.processes import processes
+from training.replay import images_of
 from training.state import is_finite, read_content
 from zoo.checkpoint import Checkpoint, RunMeta, save_run
 from zoo.data import Dataset, load_dataset
 from zoo.errors import CheckpointError, MachineError
+from zoo.files import read_json
 
 pytestmark = needs_lightly
 RUN = f"pretrain-simclr-{FOLDER}"
@@ -361,13 +366,29 @@ def test_runs_that_are_killed_end_like_one_that_is_not(
 # Losses that are not finite
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(few: Dataset, tmp_path: Path) -> None:
-    wild = settings("simclr", peak_lr="1e30")
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(
+    few: Dataset, tmp_path: Path
+) -> None:
+    wild, path = settings("simclr", peak_lr="1e30"), tmp_path / RUN
 
-    with pytest.raises(MachineError, match=r"NaN in epoch 1, step \d+, .* --set peak_lr=2.5e\+29$"):
+    with pytest.raises(MachineError) as caught:
         pretrain(MODEL, wild, few, device="cpu", runs=tmp_path)
 
-    assert list(tmp_path.iterdir()) == []
+    facts = read_json(path / "state" / "nonfinite.json")
+    step = facts["step"] + 1
+    assert str(caught.value) == (
+        f"the loss became infinite or NaN in epoch 1, step {step}, learning rate "
+        f"{facts['learning_rate']:.3g}: begin again with a lower one, --set peak_lr=2.5e+29, or "
+        f"see where it began with zoo-pretrain {MODEL} --method simclr --replay {path}"
+    )
+    assert is_finite(saved(path))
+    images = ", ".join(str(image) for image in facts["images"][:8])
+    shown = replay(path, MODEL, wild, few, device="cpu")
+    assert shown[0] == (
+        f"epoch 1, step {step} of 6, learning rate {facts['learning_rate']:.3g}, seed 0, images "
+        f"{images}, ..."
+    )
+    assert shown[1].startswith("first value that is not finite: ")
 
 
 class Breaking(nn.Module):
@@ -413,6 +434,46 @@ def test_weights_that_are_not_finite_are_not_kept(
     state = saved(left.path)
     assert state["place"].tolist() == [2, 1]
     assert is_finite(state)
+    shown = replay(left.path, "breaking:network", two_steps, few, device="cpu")
+    assert shown[0].startswith("epoch 2, step 2 of 2, learning rate 0")
+    assert shown[1] == (
+        "first value that is not finite: gradient of 0.body.breaking.scale (1 of 1 values)"
+    )
+
+
+def test_the_images_of_a_step_that_failed_are_those_of_its_batch(few: Dataset) -> None:
+    with processes(Runtime(device="cpu")) as accelerator:
+        trainer = Pretrainer(MODEL, settings("simclr"), few, accelerator, seed=3)
+        next(trainer.run_steps(2))
+
+    images = images_of(trainer, 2, 1)
+
+    stored, labels = trainer.source.batch(trainer.order[50:100])
+    assert np.array_equal(few.train.images[list(images)].transpose(0, 3, 1, 2), stored.numpy())
+    assert np.array_equal(few.train.fine[list(images)], labels.numpy())
+
+
+@pytest.mark.usefixtures("breaking")
+def test_the_command_replays_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
+    words = ("breaking:network", "--method", "simclr", "--device", "cpu")
+    settings = ("--dataset", pictures, "--batch-size", "8", "--epochs", "4", "--seed", "3")
+    assert main([*words, *settings, "--runs", str(tmp_path)]) == 1
+    run = tmp_path / "pretrain-simclr-breaking-network-s3"
+    assert f"or see where it began with zoo-pretrain {' '.join(words[:3])} --replay {run}" in (
+        capsys.readouterr().err
+    )
+
+    code = main([*words, "--replay", str(run)])
+
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith("first value that is not finite: gradient of 0.body.")
+
+
+def test_a_run_that_did_not_fail_is_not_replayed(done: Checkpoint, few: Dataset) -> None:
+    with pytest.raises(CheckpointError, match="cannot be replayed: no loss of it became"):
+        replay(done.path, MODEL, settings("simclr"), few, device="cpu")
 
 
 # Memory

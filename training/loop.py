@@ -137,6 +137,13 @@ class Trainer:
             steps=self.steps,
             teacher=None if teacher is None else self._still(teacher),
         )
+        self.masks, self.schedule = self.stepper.masks, self.stepper.schedule
+        self.loss = self.stepper.loss  # of the last step
+
+    @property
+    def watched(self) -> nn.Module:
+        """The module that learns."""
+        return self.plain
 
     @property
     def selected(self) -> nn.Module:
@@ -173,7 +180,7 @@ class Trainer:
         steps = everywhere[everywhere >= 0].tolist()
         if steps:  # what one process finds spoils the weights of all: the next step of the others
             epoch, step = self.stepper.epoch, int(min(steps))
-            rate = self.stepper.schedule((epoch - 1) * self.steps + step)
+            rate = self.schedule((epoch - 1) * self.steps + step)
             raise NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=self.recipe.peak_lr)
 
     def predicted(self) -> Prediction:
@@ -263,7 +270,7 @@ class Trainer:
             train_loss=mean_loss,
             train_top1=top1,
             val_top1=held_out,
-            learning_rate=self.stepper.schedule(epoch * self.steps - 1),
+            learning_rate=self.schedule(epoch * self.steps - 1),
             train_seconds=trained,
             evaluation_seconds=time.perf_counter() - start,
             images_per_s=(self.steps - first) * self.recipe.batch_size / trained,

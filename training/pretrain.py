@@ -8,16 +8,23 @@ from accelerate import Accelerator
 
 from training.folder import now
 from training.lock import UnderWay
-from training.loop import OnProgress
+from training.loop import NonFinite, OnProgress
 from training.memory import out_of_memory
 from training.methods import require_lightly
 from training.options import AUTO
 from training.precision import resolve_precision, slow_format
-from training.pretrain_folder import PretrainingFolder, PretrainingMetrics, incomplete
+from training.pretrain_folder import (
+    PretrainingFolder,
+    PretrainingMetrics,
+    begun_alike,
+    incomplete,
+    require_begun,
+)
 from training.pretrainer import Pretrainer
 from training.pretraining import LEAST_BATCH, Pretraining
 from training.processes import processes
 from training.recipe import Runtime
+from training.replay import bad_step, keep_failure, replay_step
 from training.saver import Saver, stop_note
 from zoo.checkpoint import NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta
 from zoo.data import Dataset
@@ -138,8 +145,40 @@ def _pretrain(
                 saver.between_epochs()
             saver.save()
         return folder.finish()
+    except NonFinite as failure:
+        command = f"zoo-pretrain {trainer.model} --method {trainer.settings.name}"
+        raise keep_failure(folder, failure, command) from None
     finally:
         folder.close()
+
+
+def replay(
+    run: Path | str,
+    model: str,
+    settings: Pretraining,
+    data: Dataset,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    on_note: Note | None = None,
+) -> list[str]:
+    """Take the step at which the loss of `run` stopped being finite once more; as `run.replay`.
+
+    Raises:
+        ZooError: model, settings and data do not fit each other, or lightly is not installed.
+        CheckpointError: `run` is no such run, or the state that it left is damaged.
+        MachineError: this time every step goes well.
+    """
+    path = Path(run)
+    require_begun(path)
+    bad_step(path)
+    require_lightly()
+    with processes(Runtime(device=device)) as accelerator:
+        precision = resolve_precision(settings.precision, accelerator.device)
+        settings = replace(settings, precision=precision)
+        trainer = Pretrainer(model, settings, data, accelerator, seed=seed)
+        begun_alike(path, _first_meta(trainer))
+        return replay_step(path, trainer, on_note or (lambda line: None))
 
 
 def _first_meta(trainer: Pretrainer) -> RunMeta:

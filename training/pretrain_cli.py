@@ -50,6 +50,12 @@ def build_parser() -> Parser:
         help="continue an interrupted run, with its own settings, seed and data set; auto: the "
         "newest incomplete one of this command, or a new one",
     )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="RUN",
+        help="show where the values of a run stopped being finite, and end",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument(
         "--save-seconds",
@@ -74,7 +80,7 @@ def make_settings(args: argparse.Namespace, began: "RunMeta | None" = None) -> P
             settings = from_plain(Pretraining, began.recipe)
         except (TypeError, ValueError) as reason:
             raise CheckpointError(
-                f"the settings of {args.resume} are damaged ({reason}): start a new run"
+                f"the settings of {_named(args)} are damaged ({reason}): start a new run"
             ) from None
     if args.epochs is not None:
         settings = with_epochs(settings, args.epochs)
@@ -85,12 +91,12 @@ def make_settings(args: argparse.Namespace, began: "RunMeta | None" = None) -> P
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    began = _began(args.resume)
+    began = _began(_named(args))
     settings = make_settings(args, began)
     _check(args.model)  # before any data is fetched
 
     from training.display import TrainingDisplay, duration
-    from training.pretrain import pretrain
+    from training.pretrain import pretrain, replay
     from zoo.display import load_shown
 
     if args.seed is None:
@@ -98,6 +104,15 @@ def _pretrain(args: argparse.Namespace) -> None:
     data = load_shown(
         args.dataset or ("cifar100" if began is None else began.dataset.name), args.data_dir
     )
+    if args.replay is not None:
+        for found in replay(
+            *(args.replay, args.model, settings, data),
+            device=args.device,
+            seed=args.seed,
+            on_note=lambda line: print(line, file=sys.stderr),
+        ):
+            print(found)
+        return
     print(
         f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "
         f"batch {settings.batch_size}, seed {args.seed}",
@@ -127,15 +142,23 @@ def _pretrain(args: argparse.Namespace) -> None:
     print(done.path)
 
 
-def _began(resume: str | None) -> "RunMeta | None":
+def _named(args: argparse.Namespace) -> Path | None:
+    """The run to go on with or to look at."""
+    if args.replay is not None or args.resume in (None, AUTO):
+        replayed: Path | None = args.replay
+        return replayed
+    return Path(args.resume)
+
+
+def _began(run: Path | None) -> "RunMeta | None":
     """The facts of the run that is named."""
     from training.pretrain_folder import require_begun
     from zoo.checkpoint import Checkpoint
 
-    if resume in (None, AUTO):
+    if run is None:
         return None
-    require_begun(Path(resume))
-    return Checkpoint.open(resume).meta
+    require_begun(run)
+    return Checkpoint.open(run).meta
 
 
 def _check(model: str) -> None:

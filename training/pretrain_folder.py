@@ -63,7 +63,7 @@ class PretrainingFolder:
     lines: list[PretrainingMetrics]
     lock: Lock
     weights: dict[str, Tensor] | None = None  # of the last complete epoch
-    is_worth_keeping: bool = False  # a step was stored
+    is_worth_keeping: bool = False  # a step was stored, or the batch that ended it
 
     @classmethod
     def create(cls, runs: Path, meta: RunMeta, trainer: "Pretrainer") -> "PretrainingFolder":
@@ -90,7 +90,7 @@ class PretrainingFolder:
                 under way in another process.
         """
         require_begun(path)
-        meta = _begun_alike(path, given).meta
+        meta = begun_alike(path, given).meta
         lock = Lock(path)
         lock.take()
         try:
@@ -182,7 +182,7 @@ def incomplete(runs: Path, given: RunMeta, note: Callable[[str], None]) -> Path 
     found: list[Checkpoint] = []
     for path in all_runs(runs):
         with suppress(ZooError):  # damaged, complete, or of another run
-            found.append(_begun_alike(path, given))
+            found.append(begun_alike(path, given))
     for run in sorted(found, key=begun, reverse=True):
         if is_under_way(run.path):
             continue
@@ -195,7 +195,7 @@ def incomplete(runs: Path, given: RunMeta, note: Callable[[str], None]) -> Path 
     return None
 
 
-def _begun_alike(path: Path, given: RunMeta) -> Checkpoint:
+def begun_alike(path: Path, given: RunMeta) -> Checkpoint:
     """The run in a folder, which is this very one and not complete.
 
     Raises:

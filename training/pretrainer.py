@@ -59,6 +59,7 @@ class Pretrainer:
     ) -> None:
         self.model, self.settings, self.data, self.seed = model, settings, data, seed
         self.device, recipe = accelerator.device, settings.optimisation
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.preprocessing = Preprocessing.of(data)
         rows, self.held_out = validation_split(data.train)
         self.steps = len(rows) // settings.batch_size  # the last partial batch is left out
@@ -90,11 +91,17 @@ class Pretrainer:
         self.recipe, self.key = recipe, make_key(seed, self.device)
         self.begun, self.step = 0, 0  # the epoch under way, and how many of its steps are done
         self.losses = torch.zeros(self.steps, device=self.device)  # of these steps
+        self.loss = torch.zeros((), device=self.device)  # of the last one
 
     @property
     def network(self) -> nn.Module:
         """What is pre-trained, under the names that its tensors have with a classifier."""
         return self.backbone.body
+
+    @property
+    def watched(self) -> nn.Module:
+        """What learns: the backbone under its heads."""
+        return self.method.learns
 
     @property
     def position(self) -> tuple[int, int]:
@@ -198,7 +205,10 @@ class Pretrainer:
         )
 
     def run_steps(self, epoch: int) -> Iterator[Tensor]:
-        """Take the steps of an epoch that are left; yield the loss of each, on the device."""
+        """Take the steps of an epoch that are left; yield the loss of each.
+
+        It lies on the device, where the next step overwrites it.
+        """
         if not self._is_under_way(epoch):
             self.begun, self.step = epoch, 0
             self._shuffle()
@@ -246,9 +256,10 @@ class Pretrainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.follow((done + 1) / (self.settings.epochs * self.steps))
-        self.losses[self.step] = loss.detach()
+        self.loss.copy_(loss.detach())
+        self.losses[self.step] = self.loss
         self.step += 1
-        return self.losses[self.step - 1]
+        return self.loss
 
     def _tensors(self) -> dict[str, Tensor]:
         """All that a step changes, where it is; a state dict would leave MoCo's queue out."""

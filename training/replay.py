@@ -4,23 +4,71 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from training.augment import shuffled
-from training.folder import RunFolder
-from training.loop import NonFinite, Trainer
-from training.state import RunState, is_finite, newest_state, read_state, write_state
+from training.loop import NonFinite
+from training.recipe import Recipe
+from training.state import is_finite, newest, read_content, write_content
 from zoo.checkpoint import STATE
-from zoo.data import validation_split
+from zoo.data import Dataset, validation_split
 from zoo.errors import CheckpointError, MachineError
 from zoo.files import read_json, write_json
 from zoo.plain import from_plain
 
 FACTS, BEFORE = "nonfinite.json", "nonfinite.pt"
 SHOWN = 8  # images of a batch in a message
+
+
+class Replayed(Protocol):
+    """A trainer, with labels or without, whose steps repeat."""
+
+    recipe: Recipe
+    data: Dataset
+    seed: int
+    steps: int
+    rank: int
+    world: int
+    schedule: Callable[[int], float]
+    masks: frozenset[str]  # tensors of its state that hold infinity by design
+    loss: Tensor  # of the last step
+
+    @property
+    def watched(self) -> nn.Module:
+        """What computes the answers and learns."""
+        ...
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch, counted from 1, and step of it, counted from 0, that come next."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        ...
+
+    def run_steps(self, epoch: int) -> Iterator[object]:
+        """Take the steps of an epoch that are left, one whenever it is asked."""
+        ...
+
+
+class Kept(Protocol):
+    """The folder of a run."""
+
+    path: Path
+    is_worth_keeping: bool
+
+    @property
+    def trainer(self) -> Replayed:
+        """What trains it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,23 +82,22 @@ class BadStep:
     images: tuple[int, ...]  # of its batch, counted from 0 in the training images
 
 
-def keep_failure(folder: RunFolder, failure: NonFinite) -> MachineError:
+def keep_failure(folder: Kept, failure: NonFinite, command: str) -> MachineError:
     """Store the step that failed and the state before it; the last save stays as it is.
 
     One process takes the steps since that save once more to get there. Of several processes only
-    the step is stored.
+    the step is stored. `command` is what --replay is an option of.
     """
     trainer, path = folder.trainer, folder.path
     folder.is_worth_keeping = True
     epoch, step = failure.epoch, failure.step
     if trainer.world == 1:
-        last = newest_state(path, lambda line: None)
-        found = state_before(trainer, last.trainer, epoch, step)
+        last = newest(path, read_trainer, lambda line: None)
+        found = state_before(trainer, last, epoch, step)
         if found is not None:
             before, (epoch, step) = found
-            kept = RunState(trainer=before, metrics=last.metrics, selected=last.selected)
-            write_state(path / STATE / BEFORE, kept)
-    rate = trainer.stepper.schedule((epoch - 1) * trainer.steps + step)
+            write_content(path / STATE / BEFORE, {"trainer": before})
+    rate = trainer.schedule((epoch - 1) * trainer.steps + step)
     if trainer.rank == 0:
         bad = BadStep(
             epoch=epoch,
@@ -61,11 +108,25 @@ def keep_failure(folder: RunFolder, failure: NonFinite) -> MachineError:
         )
         write_json(path / STATE / FACTS, asdict(bad))
     told = NonFinite(epoch=epoch, step=step, learning_rate=rate, peak_lr=trainer.recipe.peak_lr)
-    return MachineError(f"{told}, or see where it began with zoo-train --replay {path}")
+    return MachineError(f"{told}, or see where it began with {command} --replay {path}")
+
+
+def read_trainer(file: Path) -> dict[str, Tensor]:
+    """The state of the trainer in a file.
+
+    Raises:
+        CheckpointError: the file is damaged or of another version.
+    """
+
+    def made(found: dict[str, Any]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = found["trainer"]
+        return tensors
+
+    return read_content(file, made)
 
 
 def state_before(
-    trainer: Trainer, last: dict[str, Tensor], epoch: int, step: int
+    trainer: Replayed, last: dict[str, Tensor], epoch: int, step: int
 ) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
     """The state before this step, or before an earlier one that left the NaN; which.
 
@@ -82,19 +143,19 @@ def state_before(
         except NonFinite as before:
             place = before.epoch, before.step
             return state_before(trainer, last, *place) if place < (epoch, step) else None
-        if is_finite(state, but=trainer.stepper.masks):
+        if is_finite(state, but=trainer.masks):
             return state, target
     return None
 
 
-def _go_to(trainer: Trainer, target: tuple[int, int]) -> None:
+def _go_to(trainer: Replayed, target: tuple[int, int]) -> None:
     while trainer.position < target:
         for _ in trainer.run_steps(trainer.position[0]):
             if trainer.position == target:
                 break
 
 
-def images_of(trainer: Trainer, epoch: int, step: int) -> tuple[int, ...]:
+def images_of(trainer: Replayed, epoch: int, step: int) -> tuple[int, ...]:
     """The training images in a batch, counted from 0 as the data set stores them."""
     train, size = trainer.data.train, trainer.recipe.batch_size
     kept = np.arange(len(train.fine))
@@ -104,7 +165,19 @@ def images_of(trainer: Trainer, epoch: int, step: int) -> tuple[int, ...]:
     return tuple(int(row) for row in kept[order[step * size : (step + 1) * size].numpy()])
 
 
-def replay_step(path: Path, trainer: Trainer, note: Callable[[str], None]) -> list[str]:
+def bad_step(path: Path) -> BadStep:
+    """What is stored of the step of run `path` that failed.
+
+    Raises:
+        CheckpointError: none of it failed.
+    """
+    facts = path / STATE / FACTS
+    if not facts.is_file():
+        raise CheckpointError(f"{path} cannot be replayed: no loss of it became infinite or NaN")
+    return from_plain(BadStep, read_json(facts, CheckpointError))
+
+
+def replay_step(path: Path, trainer: Replayed, note: Callable[[str], None]) -> list[str]:
     """Take the step of run `path` that failed once more; a line about it, then the places.
 
     It starts from the state before that step, where one is stored, else from the last save, of
@@ -114,14 +187,12 @@ def replay_step(path: Path, trainer: Trainer, note: Callable[[str], None]) -> li
         CheckpointError: no step of this run failed, or its state is damaged.
         MachineError: every step goes well this time.
     """
-    facts, stored = path / STATE / FACTS, path / STATE / BEFORE
-    if not facts.is_file():
-        raise CheckpointError(f"{path} cannot be replayed: no loss of it became infinite or NaN")
-    bad = from_plain(BadStep, read_json(facts, CheckpointError))
+    bad, stored = bad_step(path), path / STATE / BEFORE
     if stored.is_file():
-        places = places_of(trainer, read_state(stored).trainer)
+        places = places_of(trainer, read_trainer(stored))
     else:
-        found = state_before(trainer, newest_state(path, note).trainer, bad.epoch, bad.step)
+        last = newest(path, read_trainer, note)
+        found = state_before(trainer, last, bad.epoch, bad.step)
         places = [] if found is None else places_of(trainer, found[0])
     if not places:
         raise MachineError(f"all values of {path} are finite this time: go on with --resume {path}")
@@ -134,17 +205,14 @@ def replay_step(path: Path, trainer: Trainer, note: Callable[[str], None]) -> li
     ]
 
 
-def places_of(trainer: Trainer, before: dict[str, Tensor]) -> list[str]:
+def places_of(trainer: Replayed, before: dict[str, Tensor]) -> list[str]:
     """Where values are not finite in the step after `before`, in the order of the computation."""
     trainer.load_state(before)
-    epoch, step = trainer.position
-    if step == 0:
-        trainer.stepper.begin(epoch)
-    trainer.stepper.train_mode()
-    with _watch(trainer.plain) as (forward, backward):
-        trainer.stepper.take()
-    loss = _place("the loss", trainer.stepper.loss)
-    weights = [_place(name, value) for name, value in trainer.plain.named_parameters()]
+    epoch, _ = trainer.position
+    with _watch(trainer.watched) as (forward, backward):
+        next(trainer.run_steps(epoch))
+    loss = _place("the loss", trainer.loss)
+    weights = [_place(name, value) for name, value in trainer.watched.named_parameters()]
     return [
         *_first(forward, "output of"),
         *([loss] if loss else []),

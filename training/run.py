@@ -257,7 +257,7 @@ def _train(
         with event_log(folder, wanted=tensorboard) as log:
             return _run(folder, report, note, log, eager)
     except NonFinite as failure:
-        raise keep_failure(folder, failure) from None
+        raise keep_failure(folder, failure, "zoo-train") from None
     finally:
         folder.close(note)
 
