@@ -4,6 +4,8 @@ import copy
 import json
 import re
 import sys
+import types
+from collections import OrderedDict
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +101,23 @@ def test_a_network_without_a_known_classifier_is_refused() -> None:
     assert str(caught.value) == (
         "pre-training needs to know the classifier of my.nets:plain, and it has neither a module "
         "`head` with parameters nor a method get_classifier(): name its last layer `head`"
+    )
+
+
+class Asking(Maps):
+    """One that asks its classifier for more than an answer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).view(-1, self.head.out_channels)
+
+
+def test_a_network_that_needs_its_classifier_is_refused() -> None:
+    with pytest.raises(ZooError) as caught:
+        Backbone(Asking(), name="my.nets:asking", image_size=32)
+
+    assert str(caught.value) == (
+        "my.nets:asking does not run without its classifier ('Identity' object has no attribute "
+        "'out_channels'): use it in forward as the last module that is called, and in no other way"
     )
 
 
@@ -282,6 +301,31 @@ def test_a_mask_and_a_weight_of_two_layers_are_no_trouble(
     done = pretrain(f"tiny_network:{name}", one, few, device="cpu", runs=tmp_path)
 
     assert done.meta.epochs_done == 1
+
+
+class Evaluated(nn.Flatten):
+    """One that cannot be trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("only evaluation")
+        return super().forward(x)
+
+
+@needs_lightly
+def test_a_network_that_works_in_evaluation_alone_is_refused(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("evaluated")
+    module.network = lambda num_classes: nn.Sequential(
+        OrderedDict(flat=Evaluated(), head=nn.Linear(3072, num_classes))
+    )
+    monkeypatch.setitem(sys.modules, "evaluated", module)
+
+    with pytest.raises(ZooError, match="evaluated:network in training does not run on images"):
+        pretrain("evaluated:network", settings("simclr"), few, device="cpu", runs=tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_lightly

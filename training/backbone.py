@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adopt import classifiers
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 
 
 class Backbone(nn.Module):
@@ -16,7 +16,8 @@ class Backbone(nn.Module):
         (B, 3, S, S) -> (B, width). Maps (B, C, H, W) are averaged over their places.
 
     Raises:
-        ZooError: the network does not say what its classifier is, or needs it to give one vector.
+        ZooError: the network does not say what its classifier is, or needs it to run or to give one
+            vector.
     """
 
     def __init__(self, network: nn.Module, *, name: str, image_size: int) -> None:
@@ -32,8 +33,14 @@ class Backbone(nn.Module):
         self.body = network
         was_training = network.training
         network.eval()
-        with torch.no_grad():
-            found = network(torch.zeros(2, 3, image_size, image_size))
+        try:
+            with torch.no_grad():
+                found = network(torch.zeros(2, 3, image_size, image_size))
+        except Exception as reason:  # whatever the user's code raises
+            raise ZooError(
+                f"{name} does not run without its classifier ({first_line(reason)}): use it in "
+                "forward as the last module that is called, and in no other way"
+            ) from reason
         network.train(was_training)
         if not isinstance(found, Tensor) or found.ndim not in (2, 4):
             raise ZooError(f"{name} gives more than one vector for an image: choose another model")

@@ -35,6 +35,7 @@ from zoo.data import Dataset, validation_split
 from zoo.errors import MachineError, ZooError
 from zoo.evaluate import evaluation_batch, predict
 from zoo.models import create_model
+from zoo.own import check_training, is_own
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession
 
@@ -45,7 +46,8 @@ class Pretrainer:
     """A backbone, its method and the images, on one device.
 
     Raises:
-        ZooError: the batch exceeds the training images, or the model has no known classifier.
+        ZooError: the batch exceeds the training images, or the model has no known classifier or
+            cannot be trained.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Pretrainer:
         torch.manual_seed(seed)
         network = create_model(model, num_classes=data.num_classes)
         size = self.preprocessing.image_size
+        if is_own(model):
+            check_training(model, network, num_classes=data.num_classes, image_size=size)
         self.backbone = Backbone(network, name=model, image_size=size)
         self.method = make_method(settings, self.backbone)
         for part in (self.method.learns, self.method.rest):
