@@ -1,7 +1,8 @@
 """One folder for whoever has no cifar-zoo: the file, its manifest, labels and a short program."""
 
 import itertools
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from zoo.preprocess import STORED_SIZE, Preprocessing
 from zoo.text import printable
 
 BUNDLES = "bundles"  # inside a run folder
-LABELS, PROGRAM, PHOTO, README = "labels.txt", "predict.py", "photo.py", "README.md"
+LABELS, PROGRAM, PREPARE, README = "labels.txt", "predict.py", "prepare.py", "README.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,69 +56,69 @@ RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
 PROGRAM_TEXT = '''\
 """Name what is on images: python predict.py IMAGE..."""
 
-import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import {package}
 
-HERE = Path(__file__).resolve().parent
-LABELS = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
-PATH = str(HERE / {file!r})
-for name, digest in {digests!r}.items():
-    if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
-        sys.exit(f"{{name}} is not the file that was measured: copy it again")
-{guard}MODEL = {load}
-{statistics}
-status = 0
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+from prepare import LABELS, PATH, read
+
+MODEL = {load}
+{statistics}status = 0
 for path in sys.argv[1:]:
     try:
-        if path.endswith(".npy"):
-            x = np.load(path)
-        else:
-            from photo import read  # with Pillow
-
-            x = read(path)
-        if (x.dtype, x.shape) != (np.uint8, ({stored}, {stored}, 3)):
-            raise ValueError(f"{{x.dtype}} {{x.shape}}, expected uint8 ({stored}, {stored}, 3)")
+        x = read(path)
     except Exception as error:
         print(f"{{path}}: {{error}}", file=sys.stderr)
         status = 1
         continue
-    x = np.float32(x)
-{fit}{prepare}
+{steps}
     {answer}
     print(path)
     for k in np.argsort(-p, kind="stable")[:5]:
         print(f"  {{p[k]:6.1%}}  {{LABELS[k]}}")
 sys.exit(status)
 '''
-GUARD = """\
-lacking = set({sets!r}.split()) - set(Path("/proc/cpuinfo").read_text().split())
-if lacking:
-    sys.exit(f"{{Path(PATH).name}} was compiled for CPUs with {{' and '.join(sorted(lacking))}}")
-"""
 STATISTICS = """\
-MEAN = np.float32({mean}) * 255  # of the levels of a byte
+MEAN = np.float32({mean}) * 255
 STD = np.float32({std}) * 255
 """
-FIT = """\
-    from photo import fit
 
-    x = fit(x)
-"""
+PREPARE_TEXT = '''\
+"""What predict.py starts from: files as they were measured, images as in training."""
 
-PHOTO_TEXT = '''\
-"""Photos as predict.py takes them."""
+import hashlib
+import sys
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
+HERE = Path(__file__).resolve().parent
+PATH = str(HERE / {file})
+DIGESTS = {{
+{digests}}}
+LABELS = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
+
+for name, digest in DIGESTS.items():
+    if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest:
+        sys.exit(f"{{name}} is not the file that was measured: copy it again")
+{guard}
 
 def read(path):
+    """The levels of an image, a .npy file or a photo, in the size of the network."""
+    x = np.load(path) if path.endswith(".npy") else photo(path)
+    if (x.dtype, x.shape) != (np.uint8, ({stored}, {stored}, 3)):
+        raise ValueError(f"{{x.dtype}} {{x.shape}}, expected uint8 ({stored}, {stored}, 3)")
+    {levels}
+
+
+def photo(path):
     """Turn an image as its camera says, cut out its central square, shrink it as in training."""
-    with Image.open(path, formats={formats!r}) as file:
+    from PIL import Image, ImageOps
+
+    with Image.open(path, formats={formats}) as file:
         image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -127,14 +128,24 @@ def read(path):
     square = image.crop((left, top, left + side, top + side))
     return np.asarray(square.resize(({stored}, {stored}), Image.Resampling.LANCZOS))
 {fit}'''
-PHOTO_FIT = '''
+GUARD = """\
+NEEDED = [
+{sets}]
+lacking = set(" ".join(NEEDED).split()) - set(Path("/proc/cpuinfo").read_text().split())
+if lacking:
+    sys.exit(f"{{Path(PATH).name}} was compiled for CPUs with {{' and '.join(sorted(lacking))}}")
+"""
+FIT = '''
 
 def fit(x):
     """To the size of the network."""
 {resize}    return x
 '''
 RESIZE = """\
-    planes = [Image.fromarray(x[..., c]).resize(({size}, {size}), {method}) for c in range(3)]
+    from PIL import Image
+
+    planes = [Image.fromarray(x[..., c]) for c in range(3)]
+    planes = [plane.resize(({size}, {size}), {method}) for plane in planes]
     x = np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 255)
 """
 CROP = "    x = x[{edge}:{end}, {edge}:{end}]\n"
@@ -155,8 +166,8 @@ one could not be read. An image is a `.npy` file of ({stored}, {stored}, 3) byte
 |---|---|
 {files}
 | `labels.txt` | the names of the classes, in the order of the outputs |
-| `predict.py` | prepares images as in training, runs the model |
-| `photo.py` | reads photos, for `predict.py` |
+| `predict.py` | runs the model |
+| `prepare.py` | checks the files and reads images, for `predict.py` |
 
 - Input: `{input}`. {preparation}
 - Output: {output} of {classes} classes.{tied_to}
@@ -164,8 +175,8 @@ one could not be read. An image is a `.npy` file of ({stored}, {stored}, 3) byte
   images of {dataset}, run by {proven_by}. The first guess is that of the original for
   {agreement:.1%} of {compared:,} of them.
 
-**Terms.** `predict.py` and `photo.py` are part of cifar-zoo and under the MIT licence. The terms of
-the weights are set by those who trained them.{origin}{data} No image of the
+**Terms.** `predict.py` and `prepare.py` are part of cifar-zoo and under the MIT licence. The terms
+of the weights are set by those who trained them.{origin}{data} No image of the
 data set is in this folder.
 """
 ORIGIN = """ They began with those of {origin},
@@ -200,7 +211,7 @@ def write_bundle(artifact: Artifact, folder: Path | None = None) -> Path:
         for name, text in (
             (LABELS, labels(artifact)),
             (PROGRAM, program(artifact)),
-            (PHOTO, photo(artifact)),
+            (PREPARE, prepare(artifact)),
             (README, readme(artifact)),
         ):
             (part / name).write_text(text, encoding="utf-8")
@@ -214,34 +225,36 @@ def program(artifact: Artifact) -> str:
     if artifact.target == "openvino":
         from export.to_openvino import HINTS
 
-        load = load.replace("KIND", repr(HINTS.get(artifact.precision, "f32")))
-    sets = _instruction_sets(artifact)
+        load = load.replace("KIND", _literal(HINTS.get(artifact.precision, "f32")))
     if artifact.is_raw:
-        prepare, answer = "    x = x.round().astype(np.uint8)[None]", f"p = {runtime.run}[0]"
+        steps, answer = "    x = x.round().astype(np.uint8)[None]", f"p = {runtime.run}[0]"
     else:
-        prepare = "    x = np.ascontiguousarray(((x - MEAN) / STD).transpose(2, 0, 1)[None])"
+        steps = "    x = np.ascontiguousarray(((x - MEAN) / STD).transpose(2, 0, 1)[None])"
         answer = (
             f"logits = {runtime.run}[0]\n    p = np.exp(logits - logits.max())\n    p /= p.sum()"
         )
     return PROGRAM_TEXT.format(
         package=runtime.package,
-        file=artifact.path.name,
-        digests=dict(artifact.digests),
-        guard=GUARD.format(sets=sets) if sets else "",
         load=load,
         statistics="" if artifact.is_raw else STATISTICS.format(mean=known.mean, std=known.std),
-        stored=STORED_SIZE,
-        fit=FIT if _resize(known) else "",
-        prepare=prepare,
+        steps=steps,
         answer=answer,
     )
 
 
-def photo(artifact: Artifact) -> str:
-    """The text of photo.py."""
-    resize = _resize(artifact.input_preprocessing)
-    fit = PHOTO_FIT.format(resize=resize) if resize else ""
-    return PHOTO_TEXT.format(formats=FORMATS, stored=STORED_SIZE, fit=fit)
+def prepare(artifact: Artifact) -> str:
+    """The text of prepare.py."""
+    sets, resize = _instruction_sets(artifact), _resize(artifact.input_preprocessing)
+    digests = (f"{_literal(name)}: {_literal(sha)}" for name, sha in artifact.digests.items())
+    return PREPARE_TEXT.format(
+        file=_literal(artifact.path.name),
+        digests=_lines(digests),
+        guard=GUARD.format(sets=_lines(map(_literal, textwrap.wrap(sets, 80)))) if sets else "",
+        stored=STORED_SIZE,
+        formats=f"[{', '.join(map(_literal, FORMATS))}]",
+        levels="return fit(np.float32(x))" if resize else "return np.float32(x)",
+        fit=FIT.format(resize=resize) if resize else "",
+    )
 
 
 def readme(artifact: Artifact) -> str:
@@ -300,6 +313,16 @@ def _check_target(artifact: Artifact) -> None:
                 f"--bundle does not take {artifact.path}, which is compiled for {kind}: "
                 "use --to onnx, or --device cpu"
             )
+
+
+def _literal(text: str) -> str:
+    """A string as formatted source has it: in double quotes, unless it holds some."""
+    single = repr(text)
+    return single if '"' in single else f'"{single[1:-1]}"'
+
+
+def _lines(items: Iterable[str]) -> str:
+    return "".join(f"    {item},\n" for item in items)
 
 
 def _instruction_sets(artifact: Artifact) -> str:

@@ -1,5 +1,6 @@
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from export import export_model
 from export.artifact import Artifact, find_artifact
-from export.bundle import photo, program, readme, write_bundle
+from export.bundle import prepare, readme, write_bundle
 from export.cli import main
 from export.opening import open_artifact
 from export.use_cli import main_predict
@@ -53,9 +54,18 @@ def photos(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 
 def run_program(bundle: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """As somebody else would: from another folder, with nothing of ours to import."""
+    """As somebody else would: from another folder, with nothing but the bundle to import."""
     return subprocess.run(
-        (sys.executable, "-E", "-s", "-W", "error", bundle / "predict.py", *map(str, arguments)),
+        (
+            sys.executable,
+            "-E",
+            "-s",
+            "-P",
+            "-W",
+            "error",
+            bundle / "predict.py",
+            *map(str, arguments),
+        ),
         cwd=bundle.parents[1],
         capture_output=True,
         text=True,
@@ -82,6 +92,14 @@ def agree(bundle: Path, artifact: Artifact, photos: list[Path], capsys: Callable
             assert float(percent) == pytest.approx(100 * guess["probability"], abs=0.051)
 
 
+def assert_formatted(bundle: Path) -> None:
+    """As our own sources are."""
+    ruff = pytest.importorskip("ruff")
+    command = (ruff.find_ruff_bin(), "format", "--isolated", "--line-length", "100", "--diff")
+    done = subprocess.run((*command, bundle), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("kind", "package"),
     [("exported", "onnxruntime"), ("raw", "onnxruntime"), ("in_openvino", "openvino")],
@@ -102,13 +120,14 @@ def test_the_program_names_what_zoo_predict_names(
     assert open_artifact(str(bundle / artifact.path.name), "cpu").backend == artifact.backend
     text = (bundle / "predict.py").read_text()
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {
-        "hashlib",
         "numpy",
         package,
         "pathlib",
+        "prepare",
         "sys",
     }
-    assert len(text.splitlines()) <= 45
+    assert len(text.splitlines()) <= 30
+    assert_formatted(bundle)
 
 
 def test_the_program_needs_no_pillow_for_arrays(
@@ -146,12 +165,14 @@ def test_the_program_of_a_file_of_torch_names_the_same(
 
     assert bundle == run / "bundles" / f"resnet_20-{target}-fp32"
     agree(bundle, artifact, photos, capsys)
+    assert_formatted(bundle)
+    assert len((bundle / "predict.py").read_text().splitlines()) <= 30
     readme = (bundle / "README.md").read_text()
-    program = bundle / "predict.py"
+    program = bundle / "prepare.py"
     if target == "aoti":
         assert f"pip install numpy torch=={torch.__version__.partition('+')[0]}\n" in readme
         assert "- Compiled for CPUs of Linux with: " in readme
-        program.write_text(program.read_text().replace("lacking = set('", "lacking = set('amx9 "))
+        program.write_text(program.read_text().replace("NEEDED = [", "NEEDED = ['amx9',"))
         answer = run_program(bundle, photos[0])
         assert answer.returncode == 1
         assert answer.stderr == f"{artifact.path.name} was compiled for CPUs with amx9\n"
@@ -185,6 +206,7 @@ def test_a_network_of_another_size_is_fed_the_same(
     exported: Artifact,
     photos: list[Path],
     data: Dataset,
+    tmp_path: Path,
 ) -> None:
     """The program's own arithmetic beside torch's, on what the network would be given."""
     known = Preprocessing(
@@ -195,18 +217,15 @@ def test_a_network_of_another_size_is_fed_the_same(
         crop_pct=crop_pct,
     )
     fed = replace(exported, preprocessing=known)
-    scope: dict[str, object] = {}
+    bundle = write_bundle(fed, tmp_path)
 
-    exec(compile(photo(fed), "photo.py", "exec"), scope)
+    read = runpy.run_path(str(bundle / "prepare.py"))["read"]
 
-    read, fit = scope["read"], scope["fit"]
-    assert callable(read)
-    assert callable(fit)
     stored = next(photo for photo in photos if photo.name == "stored.png")
     expected = known.to_batch(np.asarray(Image.open(stored).convert("RGB"))[None])
-    given = (fit(np.float32(read(stored))) / 255 - np.float32(data.mean)) / np.float32(data.std)
+    given = (read(str(stored)) / 255 - np.float32(data.mean)) / np.float32(data.std)
     np.testing.assert_allclose(given.transpose(2, 0, 1)[None], expected.numpy(), atol=2e-5)
-    assert "    x = fit(x)\n    x = np.ascontiguousarray(" in program(fed)
+    assert_formatted(bundle)
 
 
 def test_a_folder_holds_all_that_is_needed(exported: Artifact, tmp_path: Path) -> None:
@@ -220,8 +239,8 @@ def test_a_folder_holds_all_that_is_needed(exported: Artifact, tmp_path: Path) -
         "labels.txt",
         "onnx-fp32.json",
         "onnx-fp32.onnx",
-        "photo.py",
         "predict.py",
+        "prepare.py",
     ]
     assert sorted(path.name for path in first.iterdir()) == names
     assert (first / "onnx-fp32.onnx").read_bytes() == exported.path.read_bytes()
@@ -233,7 +252,7 @@ def test_a_folder_holds_all_that_is_needed(exported: Artifact, tmp_path: Path) -
         f"{exported.accuracy.top1:.2%} top-1 and {exported.accuracy.top5:.2%} top-5 accuracy on "
         "1,000 test images of cifar100-mini, run by onnxruntime"
     ) in told
-    assert "`predict.py` and `photo.py` are part of cifar-zoo and under the MIT licence" in told
+    assert "`predict.py` and `prepare.py` are part of cifar-zoo and under the MIT licence" in told
     assert "Learning Multiple Layers of Features from Tiny Images" in told
 
 
@@ -369,7 +388,7 @@ def test_files_of_a_manifest_are_data(exported: Artifact, tmp_path: Path) -> Non
     assert (answer.returncode, answer.stderr) == (0, "")
     assert (bundle / "labels.txt").read_text().splitlines()[:2] == ["../x", "two?lines"]
     tied = replace(find_artifact(path), facts={"instruction_sets": "'\nraise SystemExit(7)\n#"})
-    (bundle / "predict.py").write_text(program(tied))
+    (bundle / "prepare.py").write_text(prepare(tied))
     answer = run_program(bundle, image)
     assert answer.returncode == 1
     assert " was compiled for CPUs with " in answer.stderr
