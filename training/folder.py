@@ -230,7 +230,7 @@ def first_meta(
 ) -> RunMeta:
     """The facts of a run that has not taken a step."""
     recipe, data = trainer.recipe, trainer.data
-    held_out = 0 if trainer.held_out is None else len(trainer.held_out.fine)
+    held_out = 0 if trainer.held_out is None else len(trainer.held_out)
     return RunMeta(
         model=model,
         seed=trainer.seed,

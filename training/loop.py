@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.augment import Augmentation, Policy
 from training.batch_share import BatchShare
 from training.kernels import Choice, restore, use_fast_kernels
-from training.pipeline import fits, make_source, to_tensors
+from training.pipeline import is_copied, make_source
 from training.precision import DTYPES
 from training.prediction import Prediction
 from training.recipe import Recipe, Runtime
@@ -107,13 +107,13 @@ class Trainer:
         self.mine = BatchShare.of(recipe, runtime, rank=self.rank, world=self.world)
         self.kernels: list[Choice] = []  # convolutions that could train faster than with cuDNN
         self.compile_seconds = 0.0  # of the first step, where it compiles or captures
-        images, labels = self._hold_out(data.train)
-        self.steps = len(labels) // recipe.batch_size  # the last partial batch is left out
+        rows = self._hold_out(data.train)
+        self.steps = len(rows) // recipe.batch_size  # the last partial batch is left out
         if recipe.epoch_steps is not None:
             self.steps = min(self.steps, recipe.epoch_steps)
         if self.steps == 0:
             raise ZooError(
-                f"batch size {recipe.batch_size} exceeds the {len(labels)} training images of "
+                f"batch size {recipe.batch_size} exceeds the {len(rows)} training images of "
                 f"{data.name}: pass a smaller --batch-size"
             )
         self.plain = model.to(self.device)
@@ -123,12 +123,12 @@ class Trainer:
             self.plain,
             recipe,
             runtime,
-            make_source(images, labels, self.device, batch=self.mine.count),
+            make_source(data.train, rows, self.device, batch=self.mine.count),
             self.mine,
             Augmentation(
                 Policy.of(recipe),
                 self.preprocessing,
-                size=images.shape[-1],
+                size=data.train.images.shape[1],
                 device=self.device,
                 channels_last=runtime.channels_last,
             ),
@@ -199,7 +199,7 @@ class Trainer:
             self._few_timed(lambda: predict(session, part, self.preprocessing, batch=batch), 2)
         )
         an_image = evaluation / batch / self.world
-        held_out = 0 if self.held_out is None else len(self.held_out.fine)
+        held_out = 0 if self.held_out is None else len(self.held_out)
         return Prediction(
             step=step, held_out=an_image * held_out, test=an_image * len(self.data.test.fine)
         )
@@ -309,31 +309,36 @@ class Trainer:
     def _is_under_way(self, epoch: int) -> bool:
         return self.stepper.epoch == epoch and self.stepper.step < self.steps
 
-    def _hold_out(self, train: Split) -> tuple[Tensor, Tensor]:
-        """Set the validation part aside; the rest on the host: (N, 3, H, W) uint8, (N,)."""
-        rows = np.arange(len(train.fine))
-        self.held_out: Split | None = None
-        if not self.recipe.full_train:
-            rows, held = validation_split(train)
-            self.held_out = Split(images=train.images[held], fine=train.fine[held], coarse=None)
-            mine = slice(self.rank, None, self.world)
-            seen = torch.from_numpy(np.ascontiguousarray(self.held_out.images[mine]))
-            self._held_out_images = seen.to(self.device) if fits(seen, self.device) else seen
-        return to_tensors(train, rows)
+    def _hold_out(self, train: Split) -> np.ndarray:
+        """Set the validation part aside; the rows of the rest."""
+        self.held_out: np.ndarray | None = None  # the rows
+        if self.recipe.full_train:
+            return np.arange(len(train.fine))
+        rows, self.held_out = validation_split(train)
+        mine = self.held_out[self.rank :: self.world]
+        self._looked_at: tuple[np.ndarray | Tensor, np.ndarray | None] = train.images, mine
+        if is_copied(train.images, self.device):
+            self._looked_at = torch.from_numpy(train.images[mine]).to(self.device), None
+        return rows
 
     def _top1_held_out(self) -> float:
         assert self.held_out is not None
-        mine = slice(self.rank, None, self.world)
-        return self._evaluate(self._held_out_images, self.held_out.fine[mine]).top1
+        labels = self.data.train.fine[self.held_out[self.rank :: self.world]]
+        images, rows = self._looked_at
+        return self._evaluate(images, labels, rows).top1
 
-    def _evaluate(self, images: np.ndarray | Tensor, labels: np.ndarray) -> Accuracy:
+    def _evaluate(
+        self, images: np.ndarray | Tensor, labels: np.ndarray, rows: np.ndarray | None = None
+    ) -> Accuracy:
         if self.world > 1:  # the statistics of batch norms that are stored are the first process's
             for buffer in self.selected.buffers():
                 buffer.copy_(broadcast(buffer))
         session = self._session()
         found = Accuracy(0.0, 0.0, 0)  # of a process for which there are no images
         if len(labels):
-            found = accuracy(self._predict(session, images), labels)
+            batch = self._images_a_call
+            logits = predict(session, images, self.preprocessing, batch=batch, rows=rows)
+            found = accuracy(logits, labels)
         right = (found.top1 * found.images, found.top5 * found.images)
         counts = torch.tensor(
             [*right, found.images, found.nonfinite], device=self.device, dtype=torch.float64
@@ -387,6 +392,3 @@ class Trainer:
     @property
     def _images_a_call(self) -> int:
         return evaluation_batch(self.device.type, self.preprocessing.image_size)
-
-    def _predict(self, session: EagerSession, images: np.ndarray | Tensor) -> Tensor:
-        return predict(session, images, self.preprocessing, batch=self._images_a_call)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from training.loop import REPORT_SECONDS, NonFinite, OnProgress, Progress
 from training.methods import make_method
 from training.optim import make_optimizer
 from training.philox import Numbers, make_key
-from training.pipeline import make_source, to_tensors
+from training.pipeline import make_source
 from training.precision import autocast
 from training.pretrain_folder import PretrainingMetrics
 from training.pretraining import Pretraining
@@ -84,10 +85,10 @@ class Pretrainer:
         self.masks = infinite_buffers(self.method.learns, "0") | infinite_buffers(
             self.method.rest, "1"
         )
-        images, labels = to_tensors(data.train, rows)
-        self.source = make_source(images, labels, self.device, batch=settings.batch_size)
-        self.bank = images.permute(0, 2, 3, 1), labels  # (N, 32, 32, 3) on the host
-        self.views = Views(settings, self.preprocessing, size=images.shape[-1], device=self.device)
+        self.rows = rows
+        self.source = make_source(data.train, rows, self.device, batch=settings.batch_size)
+        size = data.train.images.shape[1]
+        self.views = Views(settings, self.preprocessing, size=size, device=self.device)
         self.rate = torch.tensor(recipe.peak_lr, device=self.device)
         self.optimizer = make_optimizer(self.method.learns, recipe, self.rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
@@ -224,12 +225,12 @@ class Pretrainer:
 
     def knn_top1(self) -> float:
         """Accuracy of nearest neighbours on the held-out images, by features in fp32."""
-        train, held_out = self.data.train, self.held_out
-        images, labels = self.bank
-        wanted = torch.from_numpy(train.fine[held_out]).long()
-        queries = self._features(torch.from_numpy(train.images[held_out]))
-        bank = self._features(images)
-        return knn_top1(bank, labels.to(self.device), queries, wanted.to(self.device))
+        fine = self.data.train.fine
+        labels, wanted = (
+            torch.from_numpy(fine[rows]).to(self.device) for rows in (self.rows, self.held_out)
+        )
+        queries, bank = self._features(self.held_out), self._features(self.rows)
+        return knn_top1(bank, labels, queries, wanted)
 
     def _is_under_way(self, epoch: int) -> bool:
         return self.begun == epoch and self.step < self.steps
@@ -275,7 +276,9 @@ class Pretrainer:
         found |= remembered(self.optimizer)
         return found | {"losses": self.losses}
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, rows: np.ndarray) -> Tensor:
         session = EagerSession(self.backbone, device=str(self.device))
         batch = evaluation_batch(self.device.type, self.preprocessing.image_size)
-        return predict(session, images, self.preprocessing, batch=batch).to(self.device)
+        images = self.data.train.images
+        found = predict(session, images, self.preprocessing, batch=batch, rows=rows)
+        return found.to(self.device)

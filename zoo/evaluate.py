@@ -34,21 +34,23 @@ def predict(
     preprocessing: Preprocessing,
     *,
     batch: int = 256,
+    rows: np.ndarray | None = None,
 ) -> Tensor:
-    """Logits of all images, on the CPU; the images may lie on the session's device already.
+    """Logits of all images, or of some rows, on the CPU.
 
-    The last batch is filled up with copies of its first image, so that the session sees one shape
-    and each image counts once.
+    The images may lie on the session's device already. The last batch is filled up with copies
+    of its first image, so that the session sees one shape and each image counts once.
 
     Shapes:
         (N, H, W, 3) uint8 -> (N, K) float32.
     """
+    rows = np.arange(len(images)) if rows is None else rows
     logits = []
-    for start in range(0, len(images), batch):
-        count = min(batch, len(images) - start)
-        rows = [*range(start, start + count), *[start] * (batch - count)]
-        x = preprocessing.to_batch(images[rows], session.device)
-        answer = session.run(x)[:count].float()
+    for start in range(0, len(rows), batch):
+        some = rows[start : start + batch]
+        filled = np.concatenate((some, some[:1].repeat(batch - len(some))))
+        x = preprocessing.to_batch(images[filled], session.device)
+        answer = session.run(x)[: len(some)].float()
         logits.append(answer.clone())  # the session may use its memory again
     return torch.cat(logits).cpu()
 
