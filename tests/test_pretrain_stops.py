@@ -1,9 +1,7 @@
 """Pre-training that is stopped, killed or fails: what it leaves, and how it goes on."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import types
 import weakref
@@ -326,41 +324,6 @@ def test_another_run_is_not_continued(done: Checkpoint, few: Dataset, tmp_path: 
     assert message("simclr", begun) == (
         f"{begun} cannot be resumed: {begun}/state/last.pt does not exist; train again"
     )
-
-
-# Kills
-
-
-@pytest.mark.parametrize(
-    ("method", "kills"), [("moco", 4), pytest.param("byol", 24, marks=pytest.mark.slow)]
-)
-def test_runs_that_are_killed_end_like_one_that_is_not(
-    method: str, kills: int, tmp_path: Path
-) -> None:
-    pictures = picture_folder(load_dataset("cifar100-mini"), tmp_path / "pictures")
-    command = [
-        *(sys.executable, str(TESTS / "killed_runs.py"), "zoo-pretrain", "7", str(kills)),
-        *(str(tmp_path), MODEL, "--method", method, "--dataset", pictures, "--device", "cpu"),
-        *("--batch-size", "4", "--epochs", "4", "--set", "hidden=8", "--set", "queue=64"),
-        *("--save-seconds", "0.000001"),
-    ]
-    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-
-    answer = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
-
-    assert answer.returncode == 0, answer.stderr
-    killed = [line for line in answer.stderr.splitlines() if line.startswith("killed ")]
-    assert len(killed) >= kills
-    assert any("/state/" in line for line in killed)  # while a state was written
-    whole = outcome(Checkpoint.open(tmp_path / "whole" / f"pretrain-{method}-{FOLDER}"))
-    complete = sorted(tmp_path.glob("killed-*"))
-    assert complete
-    for runs in complete:
-        resumed = [Checkpoint.open(meta.parent) for meta in runs.glob("*/meta.json")]
-        finished = [outcome(run) for run in resumed if run.meta.finished_at]
-        assert finished == [whole] * max(1, len(finished))  # two where a kill came after the end
 
 
 # Losses that are not finite
