@@ -27,15 +27,7 @@ def open_artifact(
     file = Path(path)
     target = target_of(file)
     if not trust:
-        try:
-            artifact = find_artifact(file)
-            check_digest(artifact)
-        except ArtifactError as error:
-            if target not in NATIVE or not file.is_file():
-                raise
-            raise ArtifactError(
-                f"{error}; without a manifest that fits, native code needs --trust"
-            ) from None
+        artifact = vouched(file)
         check_source(artifact)
         if artifact.is_refuted:
             raise ArtifactError(f"{file} is {printable(artifact.pending or '')}: {AGAIN}")
@@ -45,6 +37,24 @@ def open_artifact(
     if target is None:
         raise ArtifactError(f"{path} is no file of a format that zoo-export writes")
     return _opened(load_target(target, provider=provider), file, device)
+
+
+def vouched(file: Path) -> Artifact:
+    """The artifact that a file is, byte for byte, by the manifest beside it.
+
+    Raises:
+        ArtifactError: it has no manifest, or is not the one that its manifest describes.
+    """
+    try:
+        artifact = find_artifact(file)
+        check_digest(artifact)
+    except ArtifactError as error:
+        if target_of(file) not in NATIVE or not file.is_file():
+            raise
+        raise ArtifactError(
+            f"{error}; opening it can run code, for which a manifest has to vouch"
+        ) from None
+    return artifact
 
 
 def open_on_tensorrt(path: str, device: str) -> InferenceSession:

@@ -104,11 +104,13 @@ def _opened(
 def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":
     """What says which images a file takes: its manifest or, for one that is trusted, its run."""
     from export.artifact import find_artifact
-    from export.opening import run_of
+    from export.opening import run_of, vouched
 
     try:
-        return find_artifact(path)
+        return find_artifact(path) if trust else vouched(path)
     except ArtifactError as reason:
+        if not trust and path.is_file() and target_of(path) is not None:
+            raise ArtifactError(f"{reason}; --trust opens it all the same") from None
         run = run_of(path) if trust else None
         if run is not None:
             return run.meta

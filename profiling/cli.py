@@ -250,7 +250,10 @@ def _subjects(
 
     run = _run_of(path)
     if run is None and path.is_file() and target_of(path) not in (None, "onnx"):
-        raise ZooError(f"{path} lies in no run: only .onnx files are measured alone")
+        raise ZooError(
+            f"{path} has no manifest beside it in a run, which has to vouch for it: only .onnx "
+            "files are measured alone"
+        )
     if run is None and (path.is_file() or path.suffix == ".onnx"):
         subjects = [onnx_subject(path, opener="export.opening:open_foreign")]
     else:

@@ -209,7 +209,7 @@ def test_a_changed_file_is_refused_and_trusted(
     assert main_predict(asked) == 2
     assert capsys.readouterr().err == (
         f"zoo-predict: {copied} has no manifest onnx-fp32.json beside it: "
-        "write it again with zoo-export\n"
+        "write it again with zoo-export; --trust opens it all the same\n"
     )
     assert main_predict([*asked, "--trust"]) == 0
 
