@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,36 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert outcome(resumed) == outcome(whole)
 
 
+def unreadable(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # to read from its start is an input/output error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/mem of Linux")
+def test_a_state_that_cannot_be_read_gives_way_to_the_one_before(
+    whole: Checkpoint, cut: Path
+) -> None:
+    last, previous = cut / "state" / "last.pt", cut / "state" / "previous.pt"
+    fault = "cannot be read (Input/output error)"
+    unreadable(last)
+    notes: list[str] = []
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut, on_note=notes.append)
+
+    assert notes[0] == f"{last} {fault}: continuing from the one before it, previous.pt"
+    assert outcome(resumed) == outcome(whole)
+    begun(cut, "2026-01-02", finished_at=None)
+    previous.touch()
+    unreadable(previous)
+    unreadable(last)
+    with pytest.raises(CheckpointError) as caught:
+        train(TINY, SHORT, CPU, FEW, resume=cut)
+    assert (
+        str(caught.value)
+        == f"{last} {fault}, and {previous} {fault}: make it readable, or train again"
+    )
+
+
 def test_a_save_that_is_cut_short_after_a_damaged_one_leaves_the_whole_one(
     whole: Checkpoint, cut: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +209,8 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_left(cut: Path, tmp_p
         file.write_text("hello")
 
     last, previous = cut / "state" / "last.pt", cut / "state" / "previous.pt"
-    refusal = f"{last} and {previous} are both damaged: train again"
+    fault = "is damaged (its digest does not fit)"
+    refusal = f"{last} {fault}, and {previous} {fault}: train again"
     with pytest.raises(CheckpointError) as caught:
         train(TINY, SHORT, CPU, FEW, resume=cut)
 

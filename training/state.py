@@ -93,10 +93,16 @@ def read_content(file: Path, make: Callable[[dict[str, Any]], T]) -> T:
     """What `make` makes of the content that `write_content` wrote.
 
     Raises:
-        CheckpointError: the file is damaged or of another version, or `make` refuses it.
+        CheckpointError: the file cannot be read, is damaged or of another version, or `make`
+            refuses it.
     """
     try:
         data = file.read_bytes()
+    except OSError as reason:
+        raise CheckpointError(
+            f"{file} cannot be read ({reason.strerror}): make it readable, or train again"
+        ) from None
+    try:
         content, mark, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:][:-32], data[-32:]
         if mark != MARK or hashlib.sha256(content).digest() != digest:
             raise ValueError("its digest does not fit")
@@ -104,8 +110,6 @@ def read_content(file: Path, make: Callable[[dict[str, Any]], T]) -> T:
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, not {SCHEMA}")
         return make(found)
-    except OSError:
-        raise
     except Exception as reason:  # whatever a damaged file makes torch raise
         raise CheckpointError(f"{file} is damaged ({first_line(reason)}): train again") from None
 
@@ -125,13 +129,13 @@ def metrics_of(kind: type[Line], found: Mapping[str, Any]) -> list[Line]:
 def newest(
     run: Path, read: Callable[[Path], T], note: Callable[[str], None], *, mend: bool = False
 ) -> T:
-    """The last state of `run`, or the one before it where that is damaged, which `note` is told.
+    """The last state of `run`, or the one before it where that is of no use, which `note` is told.
 
-    To `mend` deletes the damaged one, which the next save would else put in the place of the whole
-    one.
+    To `mend` deletes the one of no use, which the next save would else put in the place of the
+    whole one.
 
     Raises:
-        CheckpointError: there is no state, or all are damaged.
+        CheckpointError: there is no state, or none can be read and is whole.
     """
     last, previous = run / STATE / LAST, run / STATE / PREVIOUS
     found = [file for file in (last, previous) if file.is_file()]
@@ -142,11 +146,12 @@ def newest(
     except CheckpointError as error:
         if len(found) == 1:
             raise
+        reason, _, advice = str(error).rpartition(": ")
         try:
             state = read(found[1])
-        except CheckpointError:
-            raise CheckpointError(f"{last} and {previous} are both damaged: train again") from None
-        reason = str(error).rpartition(": ")[0]
+        except CheckpointError as other:
+            also = str(other).rpartition(": ")[0]
+            raise CheckpointError(f"{reason}, and {also}: {advice}") from None
         note(f"{reason}: continuing from the one before it, {PREVIOUS}")
         if mend:
             found[0].unlink()
