@@ -12,6 +12,7 @@ from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, few_of_each
 from torch import nn
 
 from training import train
+from training.cli import main
 from training.replay import images_of
 from training.run import replay
 from training.state import is_finite, read_state
@@ -197,6 +198,48 @@ def test_a_run_that_did_not_fail_is_not_replayed(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="cannot be replayed: no loss of it became"):
         replay(done.path, CPU, FEW)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ("--set", "peak_lr=1", "--nproc", "2", "--seed", "1", "--no-compile"),
+            "takes a step as {path} took it: leave out --no-compile, --nproc, --seed, --set",
+        ),
+        (("--dataset", "cifar10"), "{path} learned from cifar100-mini, got --dataset cifar10: "),
+    ],
+)
+def test_a_replay_refuses_what_it_does_not_look_at(
+    options: tuple[str, ...],
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / FOLDER
+    with pytest.raises(MachineError, match="became infinite or NaN"):
+        train(TINY, EXPLODING, CPU, FEW, runs=tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    code = main(["--replay", str(path), "--model", TINY, *options])
+
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert line.format(path=path) in shown
+
+
+def test_a_replay_needs_the_images_of_the_run(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="became infinite or NaN"):
+        train(TINY, EXPLODING, CPU, FEW, runs=tmp_path)
+
+    with pytest.raises(CheckpointError) as caught:
+        replay(tmp_path / FOLDER, CPU, replace(FEW, digest="other"))
+
+    assert str(caught.value) == (
+        f"{tmp_path / FOLDER} learned from cifar100-mini (digest few), got cifar100-mini (other): "
+        "replay it with the former"
+    )
 
 
 def test_a_step_that_goes_well_this_time_is_told(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.elastic import Launch, is_launched, is_worker, launch, quiet_torch, speaks, work
-from training.options import Job, build_parser, make_job, make_runtime
+from training.options import Job, build_parser, make_job, make_runtime, require_replay
 from training.recipes import describe_recipes
 from zoo.command import run
 from zoo.errors import ZooError
@@ -101,6 +101,7 @@ def _replay(args: argparse.Namespace) -> None:
     from zoo.checkpoint import Checkpoint
 
     stored = Checkpoint.open(args.replay)
+    require_replay(args, stored.meta)
     stored.require_consent(args.model or args.named)
     data = _load(args.dataset or stored.meta.dataset.name, args.data_dir)
     runtime = make_runtime(args, stored.meta)

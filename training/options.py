@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 SHARE_OF_TEACHER = 0.9  # of the loss, where the recipe names none
+REPLAYED = ("replay", "model", "named", "dataset", "data_dir", "teacher")  # what a replay looks at
+REPLAYED_SPEED = ("device", "memory_format", "accumulate", "deterministic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,6 +296,29 @@ def make_job(args: argparse.Namespace) -> Job:
         launch=_launch(args),
         tensorboard=args.log == "tensorboard",
     )
+
+
+def require_replay(args: argparse.Namespace, stored: "RunMeta") -> None:
+    """Refuse what a replay, which takes a step as its run took it, would not look at.
+
+    Raises:
+        ZooError: such an option is given, or another data set than the run's.
+    """
+    unsaid = vars(build_parser().parse_args([]))
+    idle = sorted(
+        ("--no-" if value is False else "--") + name.replace("_", "-")
+        for name, value in vars(args).items()
+        if value != unsaid[name] and name not in REPLAYED + REPLAYED_SPEED
+    )
+    if idle:
+        raise ZooError(
+            f"--replay takes a step as {args.replay} took it: leave out {', '.join(idle)}"
+        )
+    if args.dataset not in (None, stored.dataset.name):
+        raise ZooError(
+            f"{args.replay} learned from {stored.dataset.name}, got --dataset {args.dataset}: "
+            "leave it out"
+        )
 
 
 def _require_one_origin(args: argparse.Namespace) -> None:

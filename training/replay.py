@@ -13,7 +13,7 @@ from training.augment import shuffled
 from training.loop import NonFinite
 from training.recipe import Recipe
 from training.state import is_finite, newest, read_content, write_content
-from zoo.checkpoint import STATE
+from zoo.checkpoint import STATE, RunMeta
 from zoo.data import Dataset, validation_split
 from zoo.errors import CheckpointError, MachineError
 from zoo.files import read_json, write_json
@@ -175,6 +175,20 @@ def bad_step(path: Path) -> BadStep:
     if not facts.is_file():
         raise CheckpointError(f"{path} cannot be replayed: no loss of it became infinite or NaN")
     return from_plain(BadStep, read_json(facts, CheckpointError))
+
+
+def require_same_data(path: Path, stored: RunMeta, data: Dataset) -> None:
+    """Check that run `path`, of which `stored` tells, learned from these images.
+
+    Raises:
+        CheckpointError: it learned from others.
+    """
+    was = stored.dataset
+    if (was.name, was.digest) != (data.name, data.digest):
+        raise CheckpointError(
+            f"{path} learned from {was.name} (digest {was.digest[:12]}), got {data.name} "
+            f"({data.digest[:12]}): replay it with the former"
+        )
 
 
 def replay_step(path: Path, trainer: Replayed, note: Callable[[str], None]) -> list[str]:

@@ -20,8 +20,8 @@ from training.options import AUTO
 from training.precision import resolve_precision, slow_format
 from training.processes import Alone, Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
-from training.replay import keep_failure, replay_step
-from training.resume import require_same_recipe, require_same_run, run_to_continue
+from training.replay import keep_failure, replay_step, require_same_data
+from training.resume import require_same_recipe, run_to_continue
 from training.saver import Saver, stop_note
 from training.start import Start, Wanted, again, begin
 from training.state import stored_recipe
@@ -155,7 +155,8 @@ def replay(
     is compiled, and the run stays as it is. A run with a teacher needs it again.
 
     Raises:
-        CheckpointError: `run` is no run, had another teacher, or the state that it left is damaged.
+        CheckpointError: `run` is no run, had another teacher or data set, or the state that it left
+            is damaged.
         MachineError: this time every step goes well.
     """
     path, meta = Path(run), Checkpoint.open(run).meta
@@ -165,11 +166,8 @@ def replay(
         found = None if teacher is None else open_teacher(teacher, data, student=meta.model)
         asked = _Asked(meta.model, recipe, eager, data, meta.seed, Wanted(), accelerator, found)
         require_teacher(recipe, found, meta)
-        start = asked.start(path)
-        trainer = asked.trainer(start)
-        require_same_run(
-            path, replace(meta, finished_at=None), first_meta(meta.model, trainer, start)
-        )
+        require_same_data(path, meta, data)
+        trainer = asked.trainer(asked.start(path))
         return replay_step(path, trainer, on_note or _silent)
 
 
