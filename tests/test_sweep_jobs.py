@@ -208,6 +208,7 @@ def test_a_bound_that_the_recipe_keeps_changes_nothing() -> None:
         replace(JOB, settings={"warmup_epochs": "2.5", "peak_lr": "0.3"}, max_macs=6e11),
         replace(JOB, epochs=7, settings={"schedule": "step", "full_train": "false"}),
         replace(JOB, recipe="quick", image_size=64),
+        replace(JOB, model="convnext_tiny", epochs=7, settings={"epochs": "60"}),
     ],
     ids=str,
 )

@@ -97,6 +97,16 @@ def test_the_rate_follows_the_batch_only_where_asked() -> None:
             ("resnet_20", "--set", "peak_lr=-1"),
             "recipe 'study': peak_lr must be above 0 and finite in float32, got -1",
         ),
+        *(
+            (("resnet_20", *option, "--set", text), f"--set {text} give the same field")
+            for option, text in (
+                (("--epochs", "3"), "epochs=4"),
+                (("--batch-size", "400"), "batch_size=10"),
+                (("--full-train",), "full_train=false"),
+                (("--freeze-backbone",), "freeze_backbone=false"),
+                (("--set", "peak_lr=0.1"), "peak_lr=0.2"),
+            )
+        ),
         (
             ("resnet_20", "--scale-lr"),
             "--scale-lr follows the batch size: name one with --batch-size",

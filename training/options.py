@@ -264,19 +264,19 @@ def make_job(args: argparse.Namespace) -> Job:
     _require_one_origin(args)
     if args.epochs is not None:
         recipe = with_epochs(recipe, args.epochs)
-    settings = read_settings(args.set)
+    named = {
+        "batch_size": args.batch_size,
+        "full_train": args.full_train,
+        "freeze_backbone": args.freeze_backbone,
+    }
+    settings = read_settings(args.set, epochs=args.epochs, **named)
     if args.scale_lr and args.batch_size is None:
         raise ZooError("--scale-lr follows the batch size: name one with --batch-size")
     if args.scale_lr:
         if "peak_lr" in settings:
             recipe = with_settings(recipe, {"peak_lr": settings.pop("peak_lr")})
         recipe = scaled(recipe, args.batch_size)
-    if args.batch_size is not None:
-        settings["batch_size"] = str(args.batch_size)
-    if args.full_train:
-        settings["full_train"] = "true"
-    if args.freeze_backbone:
-        settings["freeze_backbone"] = "true"
+    settings |= {field: str(value) for field, value in named.items() if value}
     if args.teacher is not None and recipe.distillation == 0:
         settings.setdefault("distillation", str(SHARE_OF_TEACHER))
     return Job(

@@ -205,17 +205,22 @@ def scaled(recipe: Recipe, batch_size: int) -> Recipe:
     return replace(recipe, batch_size=batch_size, peak_lr=rate)
 
 
-def read_settings(texts: Iterable[str]) -> dict[str, str]:
+def read_settings(texts: Iterable[str], **options: object) -> dict[str, str]:
     """Fields and their text of options such as `--set field=value`.
 
+    `options` holds what the options named after a field give, falsy where they do not.
+
     Raises:
-        ZooError: one has no value.
+        ZooError: one has no value, or two give the same field.
     """
-    settings = {}
+    settings: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
+        if name in settings or options.get(name):
+            other = "--" + name.replace("_", "-") if options.get(name) else f"--set {name}="
+            raise ZooError(f"{other} and --set {text} give the same field: leave one out")
         settings[name] = value
     return settings
 

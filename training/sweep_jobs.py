@@ -213,7 +213,7 @@ def recipe_of(job: Job) -> Recipe:
         ZooError: the recipe, one of its fields or the network is unknown or out of range.
     """
     recipe = recipe_for(job.recipe, job.model)
-    if job.epochs is not None:
+    if job.epochs is not None and "epochs" not in job.settings:  # which count for more
         recipe = with_epochs(recipe, job.epochs)
     return with_settings(recipe, {"full_train": "true", **job.settings})
 

@@ -105,7 +105,7 @@ def _pretrain(job: Job, work: Work, folder: Path, means: Means) -> Step:
 def train_arguments(job: Job, work: Work, folder: Path) -> list[str]:
     """The arguments of zoo-train that decide the weights; runs go to `folder`, or go on in it."""
     settings = {"full_train": "true", **job.settings}
-    epochs = job.epochs
+    epochs = None if "epochs" in settings else job.epochs
     if work.is_bounded:
         epochs = work.epochs
         settings.pop("epochs", None)  # which would count for more
