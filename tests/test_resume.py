@@ -312,6 +312,34 @@ def test_auto_continues_the_newest_run_like_this(cut: Path, tmp_path: Path) -> N
     assert found(tmp_path) == older
 
 
+@pytest.mark.parametrize("name", ["meta.json", "recipe.json"])
+def test_auto_tells_which_run_it_passes_over(name: str, cut: Path, tmp_path: Path) -> None:
+    (cut / name).write_text("{")
+    notes: list[str] = []
+
+    assert found(tmp_path, note=notes.append) is None
+
+    (line,) = notes
+    assert line.startswith(f"{cut} is passed over: {cut / name} is not valid JSON (")
+    assert found(tmp_path, None, job=Job("mine", 0), note=notes.append) is None
+    assert notes == [line]
+
+
+def test_auto_is_silent_about_runs_that_it_does_not_mean(
+    cut: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, changes in (
+        ("net", {"model": "other"}),
+        ("seed", {"seed": 1}),
+        ("ssl", {"pretraining": "byol"}),
+    ):
+        begun(Path(shutil.copytree(cut, tmp_path / folder)), "2099-01-01", **changes)
+        (tmp_path / folder / "recipe.json").unlink()
+
+    assert found(tmp_path) == cut
+    assert capsys.readouterr().out == ""
+
+
 def test_auto_continues_a_run_of_the_same_first_weights_only(
     whole: Checkpoint, cut: Path, tmp_path: Path
 ) -> None:

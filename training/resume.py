@@ -12,7 +12,7 @@ from training.start import Wanted, began_alike
 from training.state import newest_state, stored_recipe
 from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
 from zoo.data import Dataset
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError
 from zoo.preprocess import STORED_SIZE
 
 
@@ -34,7 +34,7 @@ def run_to_continue(
     A path is taken as it is. After a restart a job goes on with its own run. "auto" takes the run
     that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher,
     image size and first weights that no other process is training; `note` is told which of them
-    are too damaged to go on.
+    are too damaged to go on, and which others are too damaged to tell.
     """
     if asked not in (None, AUTO):
         return Path(asked)
@@ -44,14 +44,17 @@ def run_to_continue(
     for path in all_runs(runs):
         try:
             run = Checkpoint.open(path)
+            meta = run.meta
+            if (meta.model, meta.seed) != (model, seed) or meta.pretraining is not None:
+                continue
             same_recipe = stored_recipe(path) == recipe
-        except ZooError:  # damaged, or of another version
+        except CheckpointError as reason:  # damaged, or of another version
+            if asked == AUTO:
+                note(f"{path} is passed over: {reason}")
             continue
-        meta = run.meta
         size = wanted.image_size or (None if wanted.has_weights else STORED_SIZE)
         if (
             same_recipe
-            and (meta.model, meta.seed) == (model, seed)
             and (meta.dataset.name, meta.dataset.digest) == (data.name, data.digest)
             and size in (None, meta.input_preprocessing.image_size)
             and meta.teacher == teacher
