@@ -303,6 +303,18 @@ def test_a_mask_and_a_weight_of_two_layers_are_no_trouble(
     assert done.meta.epochs_done == 1
 
 
+@needs_lightly
+def test_a_format_that_the_cpu_has_no_units_for_is_told(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.precision.has_bf16_units", lambda flags: False)
+    one, notes = settings("simclr", epochs="1", epoch_steps="1", precision="bf16"), list[str]()
+
+    pretrain(MODEL, one, few, device="cpu", runs=tmp_path, on_note=notes.append)
+
+    assert [line.partition(" and ")[0] for line in notes] == ["this CPU has no units for bf16"]
+
+
 class Evaluated(nn.Flatten):
     """One that cannot be trained."""
 
