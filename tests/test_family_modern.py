@@ -201,7 +201,7 @@ def test_drop_path_rises_linearly(name: str, kind: str, blocks: int) -> None:
     assert rates == pytest.approx([0.3 * i / (blocks - 1) for i in range(blocks)])
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "edgenext_small"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "edgenext_small", "cspresnet50"])
 def test_drop_path_reaches_the_blocks_of_timm(name: str) -> None:
     model = on_meta(name, drop_path=0.3)
 
@@ -212,7 +212,10 @@ def test_drop_path_reaches_the_blocks_of_timm(name: str) -> None:
     assert not list(blocks_of(on_meta(name, drop_path=0.0), "DropPath"))
 
 
-@pytest.mark.parametrize("name", ["lsknet_tiny", "hornet_tiny", "convnext_tiny", "edgenext_base"])
+@pytest.mark.parametrize(
+    "name",
+    ["lsknet_tiny", "hornet_tiny", "convnext_tiny", "edgenext_base", "resnet_18", "cspresnet50"],
+)
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_drop_path_out_of_range_is_refused(name: str, rate: float) -> None:
     with pytest.raises(ZooError) as caught:

@@ -224,6 +224,23 @@ def test_drop_path_rises_linearly(name: str) -> None:
     assert rates == pytest.approx([0.05 * i for i in range(9)])
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet_18", "resnet_18_ca", "resnet_50", "resnext_29_8x64d", "res2net_50"]
+)
+def test_drop_path_drops_branches_of_large_networks(name: str, images: Tensor) -> None:
+    torch.manual_seed(0)
+    whole = create_model(name)
+    dropped = create_model(name, drop_path=0.5)
+    dropped.load_state_dict(whole.state_dict())
+
+    rates = [block.drop_path.rate for stage in dropped.stages for block in stage]
+
+    assert rates == pytest.approx([0.5 * i / (len(rates) - 1) for i in range(len(rates))])
+    with torch.no_grad():
+        assert torch.equal(dropped.eval()(images), whole.eval()(images))
+        assert not torch.equal(dropped.train()(images), whole.train()(images))
+
+
 def test_without_drop_path_only_the_rates_differ(images: Tensor) -> None:
     with_drops, without = create_model(IMPROVED), create_model(f"{IMPROVED}_no_droppath")
     without.load_state_dict(with_drops.state_dict())

@@ -212,6 +212,15 @@ def test_strong_mixes_nothing_below_a_million_parameters() -> None:
     assert large.cutmix_alpha > 0
 
 
+def test_strong_drops_paths_of_every_large_network() -> None:
+    large = [name for name, spec in MODELS.items() if spec.params > 1e7 and "_asrun" not in name]
+
+    rates = {name: recipe_for("strong", name).drop_path for name in large}
+
+    assert len(large) > 20
+    assert all(rates.values()), rates
+
+
 def test_strong_keeps_what_the_study_knows_of_a_network() -> None:
     study, recipe = recipe_for("study", "convnext_tiny"), recipe_for("strong", "convnext_tiny")
 

@@ -13,7 +13,8 @@ from training.studies import STUDY
 # - From 5M: procedure A1 of Wightman et al. 2021, arXiv:2110.00476, table 2, for ResNet-50.
 # - From 15M: Touvron et al. 2020, arXiv:2012.12877, table 9, and Liu et al. 2022,
 #   arXiv:2201.03545, table 5, with a drop path for 50,000 images instead of a million.
-# Between these points we chose.
+# Between these points we chose. Networks whose builders take no drop path, such as those as run by
+# the first study, go without.
 UP_TO_500K = replace(
     STUDY,
     name="strong",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.layers import conv_bn
+from zoo.layers import DropPath, conv_bn
 from zoo.models.resnet import BasicBlock
 from zoo.registry import register_model
 
@@ -78,12 +78,17 @@ def _stages(inputs: int, widths: Sequence[int], blocks: Sequence[int]) -> Iterat
 
 
 @register_model(group="hybrid", paper=WANG_2020, params=20_685_988, macs=1_092_390_912)
-def cspresnet50(*, num_classes: int) -> nn.Module:
+def cspresnet50(*, num_classes: int, drop_path: float = 0.0) -> nn.Module:
     """CSPResNet-50 as in timm, with a 3x3 stem of stride 1 and no pooling."""
     import timm
 
     # A last norm of each block that starts at zero would stop all gradients behind it at step 0.
-    model = timm.create_model("cspresnet50", num_classes=num_classes, zero_init_last=False)
+    model = timm.create_model(
+        "cspresnet50",
+        num_classes=num_classes,
+        zero_init_last=False,
+        drop_path_rate=DropPath(drop_path).rate,  # timm takes any number, ours refuses
+    )
     model.set_submodule("stem.conv1.conv", nn.Conv2d(3, 64, 3, padding=1, bias=False))
     model.set_submodule("stem.pool", nn.Identity())
     return model

@@ -1,10 +1,11 @@
 """CIFAR residual networks with inverted bottlenecks and 7x7 depthwise convolutions."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from zoo.layers import DropPath, conv_bn, drop_path_rates, projection
+from zoo.layers import DropPath, conv_bn, projection
 from zoo.models.resnet import CifarResNet
 from zoo.registry import register_model
 
@@ -23,18 +24,10 @@ class BranchBlock(nn.Module):
         He et al. 2015, arXiv:1512.03385, figure 2, around any `branch` of that shape.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        *,
-        branch: BranchBuilder,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, branch: BranchBuilder) -> None:
         super().__init__()
         self.branch = branch(inputs, outputs, stride)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(0.0)
         self.shortcut = projection(inputs, outputs, stride)
         self.act = nn.ReLU()
 
@@ -81,12 +74,12 @@ def plain_branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 def branch_resnet(*, num_classes: int, branch: BranchBuilder, drop_path: float) -> CifarResNet:
     """The shape of resnet_20 with another branch; drop path rises to `drop_path`."""
-    rates = drop_path_rates(9, drop_path)
-
-    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
-        return BranchBlock(inputs, outputs, stride, branch=branch, drop_path=next(rates))
-
-    return CifarResNet(blocks=(3, 3, 3), num_classes=num_classes, block=block)
+    return CifarResNet(
+        blocks=(3, 3, 3),
+        num_classes=num_classes,
+        block=partial(BranchBlock, branch=branch),
+        drop_path=drop_path,
+    )
 
 
 @register_model(group="attention", paper=LIU_2022, params=174_868, macs=34_191_616, own_design=True)

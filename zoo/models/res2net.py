@@ -95,15 +95,17 @@ def res2net_ca_block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 @register_model(group="multi-scale", paper=GAO_2019, params=23_847_340, macs=1_352_212_480)
-def res2net_50(*, num_classes: int) -> CifarResNet:
+def res2net_50(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """resnet_50 with four scales of base width 26 in each block."""
-    return bottleneck_resnet(num_classes=num_classes, block=res2net_block)
+    return bottleneck_resnet(num_classes=num_classes, drop_path=drop_path, block=res2net_block)
 
 
 @register_model(group="multi-scale", paper=GAO_2019, params=23_874_252, macs=1_379_639_296)
-def res2net_50_v1b(*, num_classes: int) -> CifarResNet:
+def res2net_50_v1b(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """res2net_50 with a stem of three 3x3 convolutions and averaging shortcuts."""
-    return bottleneck_resnet(num_classes=num_classes, block=res2net_v1b_block, stem=deep_stem(64))
+    return bottleneck_resnet(
+        num_classes=num_classes, drop_path=drop_path, block=res2net_v1b_block, stem=deep_stem(64)
+    )
 
 
 @register_model(
@@ -113,6 +115,8 @@ def res2net_50_v1b(*, num_classes: int) -> CifarResNet:
     macs=1_395_105_792,
     own_design=True,
 )
-def res2net_ca_v1b(*, num_classes: int) -> CifarResNet:
+def res2net_ca_v1b(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """res2net_50_v1b with coordinate attention in each block."""
-    return bottleneck_resnet(num_classes=num_classes, block=res2net_ca_block, stem=deep_stem(64))
+    return bottleneck_resnet(
+        num_classes=num_classes, drop_path=drop_path, block=res2net_ca_block, stem=deep_stem(64)
+    )

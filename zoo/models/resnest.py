@@ -30,10 +30,12 @@ def resnest_block(inputs: int, outputs: int, stride: int) -> nn.Module:
     params=25_639_140,
     macs=1_667_065_856,
 )
-def resnest50d(*, num_classes: int) -> CifarResNet:
+def resnest50d(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """ResNeSt-50 with radix 2 and cardinality 1; its stem keeps the full resolution.
 
     Note:
         Training takes at least two images a batch.
     """
-    return bottleneck_resnet(num_classes=num_classes, block=resnest_block, stem=deep_stem(64))
+    return bottleneck_resnet(
+        num_classes=num_classes, drop_path=drop_path, block=resnest_block, stem=deep_stem(64)
+    )

@@ -1,10 +1,11 @@
 """Residual networks for 32x32 images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 from torch import Tensor, nn
 
-from zoo.layers import conv_bn, projection
+from zoo.layers import DropPath, conv_bn, drop_path_rates, projection
 from zoo.registry import register_model
 
 # (inputs, outputs, stride) -> a residual block with its last activation
@@ -38,6 +39,7 @@ class BasicBlock(nn.Module):
         self.inner_gate = nn.Identity() if inner_gate is None else inner_gate
         self.second = conv_bn(outputs, outputs, 3)
         self.gate = nn.Identity() if gate is None else gate
+        self.drop_path = DropPath(0.0)
         self.shortcut = projection(inputs, outputs, stride)
         self.outer_gate = nn.Identity() if outer_gate is None else outer_gate
         self.act = nn.ReLU()
@@ -45,7 +47,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch to the shortcut."""
         y = self.second(self.act(self.inner_gate(self.first(x))))
-        return self.act(self.outer_gate(self.gate(y) + self.shortcut(x)))
+        return self.act(self.outer_gate(self.drop_path(self.gate(y)) + self.shortcut(x)))
 
 
 class Bottleneck(nn.Module):
@@ -81,20 +83,22 @@ class Bottleneck(nn.Module):
         self.middle = middle
         self.expand = conv_bn(width, outputs, 1)
         self.gate = nn.Identity() if gate is None else gate
+        self.drop_path = DropPath(0.0)
         self.shortcut = projection(inputs, outputs, stride) if shortcut is None else shortcut
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branch to the shortcut."""
         y = self.expand(self.middle(self.reduce(x)))
-        return self.act(self.gate(y) + self.shortcut(x))
+        return self.act(self.drop_path(self.gate(y)) + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
     """A stem at full resolution, stages of residual blocks, mean over the map, one linear layer.
 
     Stage i has `blocks[i]` blocks of `widths[i]` outputs; each stage but the first halves the map.
-    `stem` takes the images to (B, `stem_width`, H, W); one 3x3 convolution by default.
+    `stem` takes the images to (B, `stem_width`, H, W); one 3x3 convolution by default. The drop
+    path of the blocks, which then need one, rises to `drop_path`.
 
     Shapes:
         (B, 3, H, W) -> (B, K).
@@ -111,11 +115,16 @@ class CifarResNet(nn.Module):
         widths: Sequence[int] = (16, 32, 64),
         stem_width: int = 16,
         stem: nn.Module | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(*conv_bn(3, stem_width, 3), nn.ReLU()) if stem is None else stem
         self.stages = nn.Sequential(*_stages(block, stem_width, widths, blocks))
         self.head = nn.Linear(widths[-1], num_classes)
+        if drop_path:
+            rates = drop_path_rates(sum(blocks), drop_path)
+            for residual, rate in zip(chain(*self.stages), rates, strict=True):
+                residual.drop_path = DropPath(rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images."""
@@ -170,17 +179,29 @@ def resnet_56(*, num_classes: int) -> CifarResNet:
 
 
 @register_model(group="baseline", paper=HE_2015_WIDE, params=11_220_132, macs=555_468_800)
-def resnet_18(*, num_classes: int) -> CifarResNet:
+def resnet_18(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """The 18-layer network of ImageNet with a 3x3 stem of stride 1 and no pooling."""
-    return CifarResNet(
-        blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512), stem_width=64, num_classes=num_classes
-    )
+    return basic_resnet(num_classes=num_classes, drop_path=drop_path)
 
 
 @register_model(group="baseline", paper=HE_2015_WIDE, params=23_705_252, macs=1_298_014_208)
-def resnet_50(*, num_classes: int) -> CifarResNet:
+def resnet_50(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """The 50-layer network of ImageNet with a 3x3 stem of stride 1 and no pooling."""
-    return bottleneck_resnet(num_classes=num_classes)
+    return bottleneck_resnet(num_classes=num_classes, drop_path=drop_path)
+
+
+def basic_resnet(
+    *, num_classes: int, block: BlockBuilder = BasicBlock, drop_path: float = 0.0
+) -> CifarResNet:
+    """The shape of the 18-layer network, with other blocks."""
+    return CifarResNet(
+        blocks=(2, 2, 2, 2),
+        widths=(64, 128, 256, 512),
+        block=block,
+        stem_width=64,
+        num_classes=num_classes,
+        drop_path=drop_path,
+    )
 
 
 def bottleneck_resnet(
@@ -190,6 +211,7 @@ def bottleneck_resnet(
     stem: nn.Module | None = None,
     blocks: Sequence[int] = (3, 4, 6, 3),
     widths: Sequence[int] = (256, 512, 1024, 2048),
+    drop_path: float = 0.0,
 ) -> CifarResNet:
     """The shape of the 50-layer network, with other blocks or another stem."""
     return CifarResNet(
@@ -199,4 +221,5 @@ def bottleneck_resnet(
         stem=stem,
         stem_width=64,
         num_classes=num_classes,
+        drop_path=drop_path,
     )

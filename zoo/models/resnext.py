@@ -30,10 +30,10 @@ def resnext_block(
     params=23_177_124,
     macs=1_344_151_552,
 )
-def resnext_50(*, num_classes: int) -> CifarResNet:
+def resnext_50(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """ResNeXt-50 (32x4d): resnet_50 with 32 branches, of 4 channels in the first stage."""
     block = partial(resnext_block, groups=32, widening=0.5)
-    return bottleneck_resnet(num_classes=num_classes, block=block)
+    return bottleneck_resnet(num_classes=num_classes, block=block, drop_path=drop_path)
 
 
 @register_model(
@@ -42,9 +42,13 @@ def resnext_50(*, num_classes: int) -> CifarResNet:
     params=34_518_948,
     macs=5_387_358_208,
 )
-def resnext_29_8x64d(*, num_classes: int) -> CifarResNet:
+def resnext_29_8x64d(*, num_classes: int, drop_path: float = 0.0) -> CifarResNet:
     """ResNeXt-29: three stages of three blocks with 8 branches, of 64 channels in the first."""
     block = partial(resnext_block, groups=8, widening=2)
     return bottleneck_resnet(
-        num_classes=num_classes, block=block, blocks=(3, 3, 3), widths=(256, 512, 1024)
+        num_classes=num_classes,
+        block=block,
+        blocks=(3, 3, 3),
+        widths=(256, 512, 1024),
+        drop_path=drop_path,
     )
