@@ -16,13 +16,14 @@ import pytest
 import torch
 from few_images import picture_folder
 from small_runs import FOLDER, TINY, lines
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from training.elastic import Launch, launch
 from training.processes import has_idle_parameters
 from training.state import read_state
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
-from zoo.errors import CheckpointError, ZooError
+from zoo.errors import CheckpointError, MachineError, ZooError
 from zoo.own import load_function
 from zoo.preprocess import Preprocessing
 
@@ -123,6 +124,7 @@ class Worker:
     pid: int
     restarts: int
     store: int  # the port where they find each other
+    world: int  # how many there are on all nodes
 
 
 def workers(process: "subprocess.Popen[str]") -> list[Worker]:
@@ -132,10 +134,11 @@ def workers(process: "subprocess.Popen[str]") -> list[Worker]:
         entries = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
         known = dict(entry.partition("=")[::2] for entry in entries)
         if "RANK" in known:  # else it is not yet one of ours, or not any more
-            rank, restarts, port = (
-                int(known[key]) for key in ("RANK", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+            rank, restarts, port, world = (
+                int(known[key])
+                for key in ("RANK", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "WORLD_SIZE")
             )
-            found.append(Worker(rank, int(child), restarts, port))
+            found.append(Worker(rank, int(child), restarts, port, world))
     return sorted(found)
 
 
@@ -148,6 +151,21 @@ def wait_for_restart(process: "subprocess.Popen[str]") -> list[Worker]:
                 return found
         time.sleep(0.05)
     return []
+
+
+def wait_for_world(size: int, process: "subprocess.Popen[str]") -> None:
+    """Wait until the launcher has started its process as one of so many."""
+    deadline = time.monotonic() + DEADLINE
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError):  # one ended while we looked
+            if [each.world for each in workers(process)] == [size]:
+                return
+        time.sleep(0.05)
+
+
+def epoch_of(run: Path) -> int:
+    """That of the last save."""
+    return int(read_state(run / "state" / "last.pt").trainer["place"][0])
 
 
 @pytest.mark.slow
@@ -446,6 +464,40 @@ def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: 
     assert not any("Traceback" in line or "frame #" in line for line in (*err, *told))
 
 
+@pytest.mark.slow
+def test_a_node_may_join_and_leave(command: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    meeting = ("--nproc", "1", "--nnodes", "1:2", "--rdzv-endpoint", place)
+    options = ("--epochs", "5000", "--save-seconds", "0.2", "--runs", str(tmp_path))
+    first = begin(command, *meeting, *options)
+    run = tmp_path / FOLDER
+    wait_for_step(run, [2, 0], first)
+    assert [each.world for each in workers(first)] == [1]
+
+    second = begin(command, *meeting, *options)
+    wait_for_world(2, first)
+    joined = epoch_of(run)
+    wait_for_step(run, [joined + 2, 0], first)
+    second.send_signal(signal.SIGTERM)
+    code, _, err = end(second)
+    wait_for_world(1, first)
+    left = epoch_of(run)
+    wait_for_step(run, [left + 2, 0], first)
+    first.send_signal(signal.SIGTERM)
+    last, _, told = end(first)
+
+    assert (code, err[-1]) == (143, "zoo-train: terminated")
+    assert (last, told[-1]) == (143, "zoo-train: terminated")
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+    again = [line for line in told if line.startswith("continuing ")]
+    assert len(again) == 2, told
+    epochs = [line["epoch"] for line in lines(Checkpoint.open(run))]
+    assert epochs == [*range(1, len(epochs) + 1)]
+    assert not any("Traceback" in line for line in (*err, *told))
+
+
 def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
 
@@ -461,6 +513,25 @@ def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyP
         launch([], Launch(nproc=2))
 
     assert threads == ["4", "3", "4", "3"]
+
+
+def test_a_hang_up_is_told_where_sigterm_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake_launch(config: object, entrypoint: str) -> Callable[..., None]:
+        def hung_up(*arguments: str) -> None:
+            raise SignalException("hung up", sigval=signal.SIGHUP)
+
+        return hung_up
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", fake_launch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(MachineError) as caught:
+            launch([], Launch(nproc=2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert str(caught.value) == "stopped by SIGHUP: continue with --resume auto"
 
 
 def test_a_job_has_a_name_by_which_its_run_is_found_again() -> None:
