@@ -217,8 +217,9 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_left(cut: Path, tmp_p
     assert str(caught.value) == refusal
     assert Checkpoint.open(cut).model(allow=TINY)
     notes: list[str] = []
-    assert found(tmp_path, note=notes.append) is None  # auto begins another
-    assert notes == [f"{refusal}; it is left as it is"]
+    done = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto", on_note=notes.append)
+    assert done.path == tmp_path / f"{FOLDER}-2"
+    assert notes == [f"{cut} is passed over: {refusal}"]
 
 
 def test_a_run_without_a_state_is_refused(cut: Path) -> None:
@@ -464,13 +465,19 @@ def test_what_it_goes_on_with_otherwise_is_told(cut: Path, tmp_path: Path) -> No
     assert f"it began with processes 2 and goes on with 1: {end}" in notes
 
 
-def test_auto_begins_a_run_or_continues_it(whole: Checkpoint, cut: Path, tmp_path: Path) -> None:
+def test_auto_begins_a_run_or_continues_it(
+    whole: Checkpoint, cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("training.state.read_state", lambda at: read.append(at) or read_state(at))
+
     resumed = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto")
     fresh = train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume="auto")
 
     assert resumed.path == cut
     assert fresh.path == tmp_path / f"{FOLDER}-2"
     assert outcome(fresh) == outcome(resumed) == outcome(whole)
+    assert read == [cut / "state" / "last.pt"]  # once
 
 
 def test_a_restarted_job_goes_on_with_its_own_run(cut: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from training.options import AUTO
 from training.processes import Job
 from training.recipe import Recipe
 from training.start import Wanted, began_alike
-from training.state import newest_state, stored_recipe
+from training.state import stored_recipe
 from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
 from zoo.data import Dataset
 from zoo.errors import CheckpointError
@@ -28,20 +28,24 @@ def run_to_continue(
     job: Job,
     note: Callable[[str], None],
     teacher: str | None = None,
+    passed_over: set[Path] | None = None,
 ) -> Path | None:
     """The run that this call goes on with; None begins a new one.
 
     A path is taken as it is. After a restart a job goes on with its own run. "auto" takes the run
     that was begun last among the incomplete ones of this model, seed, recipe, data set, teacher,
-    image size and first weights that no other process is training; `note` is told which of them
-    are too damaged to go on, and which others are too damaged to tell.
+    image size and first weights that no other process is training. None of `passed_over` is looked
+    at, to which those are added that are too damaged to tell what they are, with a `note`.
     """
+    hopeless: set[Path] = set() if passed_over is None else passed_over
     if asked not in (None, AUTO):
         return Path(asked)
     if not job.may_have_run and asked is None:
         return None
     found: list[Checkpoint] = []
     for path in all_runs(runs):
+        if path in hopeless:
+            continue
         try:
             run = Checkpoint.open(path)
             meta = run.meta
@@ -51,6 +55,7 @@ def run_to_continue(
         except CheckpointError as reason:  # damaged, or of another version
             if asked == AUTO:
                 note(f"{path} is passed over: {reason}")
+                hopeless.add(path)
             continue
         size = wanted.image_size or (None if wanted.has_weights else STORED_SIZE)
         if (
@@ -68,16 +73,8 @@ def run_to_continue(
             return newest.path
     if asked is None:
         return None
-    for run in sorted(found, key=begun, reverse=True):
-        if run.meta.finished_at is not None or is_under_way(run.path):
-            continue
-        try:
-            newest_state(run.path, lambda line: None)
-        except CheckpointError as reason:
-            note(f"{reason}; it is left as it is")
-        else:
-            return run.path
-    return None
+    idle = [run for run in found if run.meta.finished_at is None and not is_under_way(run.path)]
+    return max(idle, key=begun).path if idle else None
 
 
 def require_same_recipe(run: Path, recipe: Recipe) -> None:

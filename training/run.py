@@ -24,7 +24,7 @@ from training.replay import keep_failure, replay_step, require_same_data
 from training.resume import require_same_recipe, run_to_continue
 from training.saver import Saver, stop_note
 from training.start import Start, Wanted, again, begin
-from training.state import stored_recipe
+from training.state import NoState, stored_recipe
 from training.teacher import Teacher, open_teacher, require_same_images, require_teacher
 from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset
@@ -105,6 +105,7 @@ def train(
             note(warning)
         found = None if teacher is None else open_teacher(teacher, data, student=model)
         asked = _Asked(model, recipe, runtime, data, seed, wanted, accelerator, found)
+        passed_over: set[Path] = set()
         while True:
             path = by_first(
                 accelerator,
@@ -119,6 +120,7 @@ def train(
                     teacher=asked.teacher_name,
                     job=Job.current(),
                     note=note,
+                    passed_over=passed_over,
                 ),
             )
             try:
@@ -126,6 +128,11 @@ def train(
             except UnderWay:  # another process has taken it since it was chosen
                 if resume != AUTO:
                     raise
+            except NoState as reason:
+                if resume != AUTO or path is None:
+                    raise
+                note(f"{path} is passed over: {reason}")
+                passed_over.add(path)
             except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
                 if not is_out_of_memory(error):
                     raise

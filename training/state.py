@@ -23,6 +23,10 @@ MARK = b"SHA-256:"  # torch.load reads damaged tensors without a word, so the fi
 DIGEST_BYTES = len(MARK) + hashlib.sha256().digest_size
 
 
+class NoState(CheckpointError):
+    """A run holds nothing to go on from."""
+
+
 class HasEpoch(Protocol):
     """A line of metrics."""
 
@@ -135,27 +139,25 @@ def newest(
     whole one.
 
     Raises:
-        CheckpointError: there is no state, or none can be read and is whole.
+        NoState: there is none, or none can be read and is whole.
     """
-    last, previous = run / STATE / LAST, run / STATE / PREVIOUS
-    found = [file for file in (last, previous) if file.is_file()]
-    if not found:
-        raise CheckpointError(f"{run} cannot be resumed: {last} does not exist; train again")
-    try:
-        return read(found[0])
-    except CheckpointError as error:
-        if len(found) == 1:
-            raise
-        reason, _, advice = str(error).rpartition(": ")
+    last, faults = run / STATE / LAST, list[tuple[str, str, str]]()  # what, colon, advice
+    for file in (last, run / STATE / PREVIOUS):
+        if not file.is_file():
+            continue
         try:
-            state = read(found[1])
-        except CheckpointError as other:
-            also = str(other).rpartition(": ")[0]
-            raise CheckpointError(f"{reason}, and {also}: {advice}") from None
-        note(f"{reason}: continuing from the one before it, {PREVIOUS}")
-        if mend:
-            found[0].unlink()
+            state = read(file)
+        except CheckpointError as error:
+            faults.append(str(error).rpartition(": "))
+            continue
+        if faults:
+            note(f"{faults[0][0]}: continuing from the one before it, {PREVIOUS}")
+            if mend:
+                last.unlink()
         return state
+    if not faults:
+        raise NoState(f"{run} cannot be resumed: {last} does not exist; train again")
+    raise NoState(f"{', and '.join(fault[0] for fault in faults)}: {faults[0][2]}")
 
 
 def drop_parts(run: Path) -> None:
