@@ -342,6 +342,24 @@ def test_batch_norms_of_two_gpus_see_the_images_of_both(options: list[str], tmp_
 
 
 @pytest.mark.slow
+def test_a_run_that_several_processes_go_on_with_says_so(
+    command: list[str], tmp_path: Path
+) -> None:
+    run, alone = tmp_path / FOLDER, command[: command.index("--nproc")]
+    began = begin(alone, "--epochs", "60", "--runs", str(tmp_path), "--save-seconds", "0.2")
+    wait_for_step(run, [2, 0], began)
+    began.send_signal(signal.SIGTERM)
+    assert end(began)[0] == 143
+    assert Checkpoint.open(run).meta.processes == 1
+
+    code, _, err = end(begin(command, "--epochs", "60", "--resume", str(run)))
+
+    assert code == 0, err
+    assert any(line.startswith("it has run with processes 1 and goes on with 2: ") for line in err)
+    assert Checkpoint.open(run).meta.processes == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_saves_in_all_processes(
     number: signal.Signals, command: list[str], tmp_path: Path

@@ -187,8 +187,8 @@ def test_what_changes_the_weights_beside_the_recipe_is_told(cut: Path) -> None:
 
     assert notes == [
         f"continuing {cut} in epoch 2, after 0 of its 6 steps",
-        "it began with accumulate 1 and goes on with 5: its weights may not be those of a run that "
-        "was never stopped",
+        "it has run with accumulate 1 and goes on with 5: its weights may not be those of a run "
+        "that was never stopped",
     ]
     assert Checkpoint.open(cut).meta.runtime == CPU.shapes_result
     assert CPU.shapes_result["accumulate"] == 1
@@ -461,8 +461,9 @@ def test_what_it_goes_on_with_otherwise_is_told(cut: Path, tmp_path: Path) -> No
     train(TINY, SHORT, CPU, FEW, runs=tmp_path, resume=cut, on_note=notes.append)
 
     end = "its weights may not be those of a run that was never stopped"
-    assert f"it began with compile True and goes on with False: {end}" in notes
-    assert f"it began with processes 2 and goes on with 1: {end}" in notes
+    assert f"it has run with compile True and goes on with False: {end}" in notes
+    assert f"it has run with processes 2 and goes on with 1: {end}" in notes
+    assert Checkpoint.open(cut).meta.processes == 2
 
 
 def test_auto_begins_a_run_or_continues_it(

@@ -101,6 +101,7 @@ class RunFolder:
                 f"{path / STATE} is of another network ({first_line(reason)}): train again"
             ) from None
         folder = cls(path, trainer, meta, state.metrics, lock, state.selected)
+        folder.meta = replace(meta, processes=max(meta.processes, trainer.world))
         folder.is_worth_keeping = True
         if trainer.rank == 0:
             drop_parts(path)
@@ -110,10 +111,10 @@ class RunFolder:
         present = trainer.runtime.shapes_result | {"processes": trainer.world}
         before = {"compile": meta.compiled, **(meta.runtime or {}), "processes": meta.processes}
         for name, value in present.items():
-            began = before.get(name, value)
-            if began != value:
+            was = before.get(name, value)
+            if was != value:
                 note(
-                    f"it began with {name} {began} and goes on with {value}: "
+                    f"it has run with {name} {was} and goes on with {value}: "
                     "its weights may not be those of a run that was never stopped"
                 )
         return folder

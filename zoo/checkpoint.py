@@ -76,7 +76,7 @@ class RunMeta:
     test_top5: float | None
     train_seconds: float
     compiled: bool
-    processes: int
+    processes: int  # the most that trained it at a time
     weights_sha256: str
     environment: Mapping[str, Any]
     commit: str | None
