@@ -410,7 +410,7 @@ def test_an_error_of_the_processes_is_one_line(command: list[str], tmp_path: Pat
     code, out, err = end(begin(command, "--batch-size", "3", "--runs", str(tmp_path)))
 
     assert (code, out) == (2, "")
-    assert len(err) == 2  # what is about to be trained stands before it
+    assert len(err) == 1
     assert err[-1] == (
         "zoo-train: batch size 3 leaves less than 2 images for each of 2 processes: "
         "pass --batch-size 4 or more"

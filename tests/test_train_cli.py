@@ -161,10 +161,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
     code = main(argv)
 
-    shown = capsys.readouterr().err.splitlines()
+    (shown,) = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert line.strip() in shown[-1]
-    assert len(shown) <= 2  # what is about to be trained may stand before it
+    assert line.strip() in shown
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -211,9 +210,9 @@ def test_a_folder_that_cannot_be_written(
         ["resnet_20", *MINI, "--recipe", "smoke", "--runs", str(tmp_path / "file" / "runs")]
     )
 
-    last = capsys.readouterr().err.splitlines()[-1]
+    (shown,) = capsys.readouterr().err.splitlines()
     assert code == 1
-    assert last == f"zoo-train: {tmp_path / 'file' / 'runs'}: Not a directory"
+    assert shown == f"zoo-train: {tmp_path / 'file' / 'runs'}: Not a directory"
 
 
 def test_a_full_disk_leaves_no_half_run(pictures: tuple[str, ...], tmp_path: Path) -> None:
@@ -301,7 +300,8 @@ def test_a_run_is_trained_and_resumed_by_the_command(
     )
 
     assert again.returncode == 2
-    assert "is complete (1 epochs" in again.stderr
+    (line,) = again.stderr.splitlines()
+    assert "is complete (1 epochs" in line
 
 
 def test_every_option_is_a_decision() -> None:

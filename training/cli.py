@@ -62,12 +62,10 @@ def _train(job: Job) -> None:
     from training.run import train
 
     data = _load(job.dataset, job.data_dir)
-    if speaks():
-        print(
-            f"{job.model} on {data.name}, recipe {job.recipe.name}, {job.recipe.epochs} epochs, "
-            f"batch {job.recipe.batch_size}, seed {job.seed}{_size(job)}",
-            file=sys.stderr,
-        )
+    wanted = (
+        f"{job.model} on {data.name}, recipe {job.recipe.name}, {job.recipe.epochs} epochs, "
+        f"batch {job.recipe.batch_size}, seed {job.seed}{_size(job)}"
+    )
     with TrainingDisplay() as bar:
         done = train(
             job.model,
@@ -83,6 +81,7 @@ def _train(job: Job) -> None:
             init_from=job.init_from,
             teacher=job.teacher,
             tensorboard=job.tensorboard,
+            on_begin=(lambda run: bar.note(wanted)) if speaks() else None,
             on_progress=bar if speaks() else None,
             on_note=bar.note if speaks() else None,
         )

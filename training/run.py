@@ -51,6 +51,7 @@ def train(
     init_from: Path | str | None = None,
     teacher: Path | str | None = None,
     tensorboard: bool = False,
+    on_begin: Callable[[Path], None] | None = None,
     on_progress: OnProgress | None = None,
     on_note: Note | None = None,
 ) -> Checkpoint:
@@ -74,6 +75,8 @@ def train(
     of which everything but the classifier is taken, and how its images were prepared. What a run
     began with is stored: to resume it, none of these is needed again. `teacher` is a run whose
     answers take the share `recipe.distillation` of the loss; to resume, it is.
+
+    `on_begin` is called with the folder once all that was asked for is known to fit.
 
     Raises:
         ZooError: model, recipe, data and weights do not fit each other, or the device cannot do
@@ -124,7 +127,9 @@ def train(
                 ),
             )
             try:
-                return _train(asked, path, Path(runs), tensorboard, report, note)
+                return _train(
+                    asked, path, Path(runs), tensorboard, on_begin or _silent, report, note
+                )
             except UnderWay:  # another process has taken it since it was chosen
                 if resume != AUTO:
                     raise
@@ -239,6 +244,7 @@ def _train(
     path: Path | None,
     runs: Path,
     tensorboard: bool,
+    begun: Callable[[Path], None],
     report: OnProgress,
     note: Note,
 ) -> Checkpoint:
@@ -259,6 +265,7 @@ def _train(
     else:
         folder = RunFolder.reopen(path, meta, trainer, note)
     try:
+        begun(folder.path)
         with event_log(folder, wanted=tensorboard) as log:
             return _run(folder, report, note, log, eager)
     except NonFinite as failure:
