@@ -162,8 +162,14 @@ def compile_package(
                 program, package_path=archive, inductor_configs=settings
             )
     except Exception as reason:  # of torch's many kinds
-        raise MachineError(f"AOTInductor cannot compile this model: {first_line(reason)}") from None
+        raise MachineError(f"AOTInductor cannot compile this model: {_said(reason)}") from None
     path.write_bytes(archive.getbuffer())
+
+
+def _said(reason: Exception) -> str:
+    """What the C++ compiler says stands below torch's word that it failed."""
+    lines = (line.strip() for line in str(reason).splitlines())
+    return next((line for line in lines if "error:" in line), first_line(reason))
 
 
 def package_facts(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """OpenVINO: the ONNX graph as OpenVINO's own format, for CPUs."""
 
+import errno
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -281,7 +282,7 @@ def save_network(
     """Write the .xml to `path` and the .bin beside it.
 
     Raises:
-        MachineError: the disk does not take them.
+        OSError: the disk does not take them.
     """
     import openvino
 
@@ -290,9 +291,8 @@ def save_network(
     try:
         openvino.save_model(network, path, compress_to_fp16=precision == "fp16")
     except RuntimeError as reason:
-        raise MachineError(
-            f"OpenVINO cannot write {path.name}, is the disk full? ({_last_line(reason)})"
-        ) from None
+        why = f"OpenVINO cannot write it, is the disk full? ({_last_line(reason)})"
+        raise OSError(errno.EIO, why, str(path)) from None
 
 
 def _opened(proto: "onnx.ModelProto") -> "OpenVinoSession":

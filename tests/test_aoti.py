@@ -105,6 +105,21 @@ def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         write(tmp_path / "small.aoti.pt2")
 
 
+@pytest.mark.slow
+def test_full_disk_while_compiling_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+
+    with file_size_limit(100_000), pytest.raises(MachineError) as error:
+        write(tmp_path / "small.aoti.pt2")
+
+    assert str(error.value).startswith("AOTInductor cannot compile this model: ")
+    assert "File size limit exceeded" in str(error.value)  # that is the C++ compiler's word
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 # Images that a file does not take
 
 

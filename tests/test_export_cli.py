@@ -295,14 +295,27 @@ def test_failure_of_a_runtime_is_one_line_and_stops_no_other(
     assert files(run) == []
 
 
-def test_full_disk_leaves_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("onnx", "onnx-fp32.onnx: File too large"),
+        ("torchexport", "torchexport-fp32.export.pt2: File too large"),
+        ("openvino", "openvino-fp32.xml: OpenVINO cannot write it, is the disk full? ("),
+    ],
+)
+def test_full_disk_leaves_nothing(
+    run: Path, target: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+
     with file_size_limit(100_000):
-        code = main([str(run)])
+        code = main([str(run), "--to", target])
 
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == f"zoo-export: {run}/artifacts/onnx-fp32.onnx: File too large"
-    assert files(run) == []
+    assert err.splitlines()[1].startswith(f"zoo-export: {run}/artifacts/{said}")
+    assert (len(err.splitlines()), files(run)) == (2, [])
 
 
 def test_interrupt_leaves_nothing(
