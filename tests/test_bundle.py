@@ -4,6 +4,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from export_helpers import edit, file_size_limit, run_of
 from PIL import Image
 
-from export import export_model
+from export import TARGETS, export_model
 from export.artifact import Artifact, find_artifact
-from export.bundle import prepare, readme, write_bundle
+from export.bundle import RUNTIMES, prepare, readme, write_bundle
 from export.cli import main
 from export.opening import open_artifact
+from export.triton import BACKENDS
 from export.use_cli import main_predict
 from zoo.data import Dataset
 from zoo.errors import ZooError
@@ -394,15 +396,44 @@ def test_files_of_a_manifest_are_data(exported: Artifact, tmp_path: Path) -> Non
     assert " was compiled for CPUs with " in answer.stderr
 
 
-def test_what_runs_only_with_more_is_refused(exported: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(ZooError) as caught:
-        write_bundle(replace(exported, target="trt"), tmp_path)
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "trt",
+            "--bundle does not take trt, an engine needs more than numpy and TensorRT to run: "
+            "use --to onnx",
+        ),
+        (
+            "aoti",
+            "--bundle does not take {path}, which is compiled for cuda: use --to onnx, or "
+            "--device cpu",
+        ),
+    ],
+)
+def test_what_runs_only_with_more_is_refused(
+    target: str, message: str, exported: Artifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "cuda.aoti.pt2"  # what it says of itself is all that is read
+    facts = {"precision": "fp32", "image_shape": "", "compiled_for": "cuda", "torch_release": ""}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model_metadata.json", json.dumps(facts))
 
-    assert str(caught.value) == (
-        "--bundle does not take trt, an engine needs more than numpy and TensorRT to run: "
-        "use --to onnx"
-    )
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZooError) as caught:
+        write_bundle(replace(exported, target=target, path=path), tmp_path / "bundles")
+
+    assert str(caught.value) == message.format(path=path)
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_the_documentation_says_which_targets_are_handed_over() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "support.md").read_text()
+    table = text.partition("| Target |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)`.*? \| (yes|no)\b.*? \| (yes|no)\b", table, re.MULTILINE)
+
+    told = {target: (bundle == "yes", triton == "yes") for target, bundle, triton in rows}
+
+    assert told == {target: (target in RUNTIMES, target in BACKENDS) for target in TARGETS}
 
 
 def test_a_full_disk_leaves_nothing(
