@@ -250,6 +250,8 @@ def _measurement(
         gpu=trial.gpu,
         footprint=subject.footprint,
         build_s=subject.build_s,
+        parity_max_error=subject.parity_max_error,
+        parity_agreement=subject.parity_agreement,
     )
 
 

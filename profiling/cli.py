@@ -303,6 +303,8 @@ def _run_subjects(
             top1=None,  # its accuracy is another runtime's
             top5=None,
             accuracy_images=None,
+            parity_max_error=None,
+            parity_agreement=None,
             is_unevaluated=True,
         )
         for subject in subjects

@@ -125,6 +125,9 @@ class Measurement:
     gpu: GpuState | None = None
     footprint: Footprint | None = None  # of the network before export
     build_s: float | None = None  # that the export took; None where nothing was exported
+    # Of the artifact and eager on the CPU, on test images, as its proof found it; None: not proven.
+    parity_max_error: float | None = None  # largest difference of a logit (onnx-raw: probability)
+    parity_agreement: float | None = None  # share of the images with the same class, in [0, 1]
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -145,7 +148,7 @@ class Measurement:
             rounds = getattr(self, name)
             checks[name] = len(rounds) in (0, len(self.round_calls))
             checks[name] &= all(times and _are_times(times) for times in rounds)
-        for name in ("top1", "top5"):
+        for name in ("top1", "top5", "parity_agreement"):
             share = getattr(self, name)
             checks[name] = share is None or 0 <= share <= 1
         for name, holds in checks.items():

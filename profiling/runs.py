@@ -25,6 +25,20 @@ OPEN_EAGER = "zoo.session:open_eager"
 CATALOGUE_SIZE = 32  # height and width of the images whose MACs the catalogue promises
 
 
+class Agreement(Protocol):
+    """What is asked of a comparison, such as `export.parity.Parity`."""
+
+    @property
+    def max_abs_error(self) -> float:
+        """Of an answer."""
+        ...
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of images with the same class."""
+        ...
+
+
 class ExportedFile(Protocol):
     """What is asked of an artifact, such as `export.artifact.Artifact`."""
 
@@ -61,6 +75,11 @@ class ExportedFile(Protocol):
     @property
     def accuracy(self) -> "Accuracy | None":
         """Of this very file, on the test split; None while its proof is pending."""
+        ...
+
+    @property
+    def parity(self) -> Agreement | None:
+        """Of this very file with eager; None while its proof is pending."""
         ...
 
     @property
@@ -134,7 +153,7 @@ def run_subjects(
 
 
 def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
-    accuracy = artifact.accuracy
+    accuracy, parity = artifact.accuracy, artifact.parity
     why = printable(artifact.pending or "")  # of somebody's manifest
     reason = f"its proof is pending: {why} (zoo-export --prove {artifact.path})"
     return replace(
@@ -151,6 +170,8 @@ def _exported(eager: Subject, artifact: ExportedFile) -> Subject:
         top1=accuracy.top1 if accuracy else None,
         top5=accuracy.top5 if accuracy else None,
         accuracy_images=accuracy.images if accuracy else None,
+        parity_max_error=parity.max_abs_error if parity else None,
+        parity_agreement=parity.top1_agreement if parity else None,
         is_unevaluated=False,
         unavailable=reason if artifact.pending else None,
     )

@@ -39,6 +39,8 @@ class Subject:
     top1: float | None = None
     top5: float | None = None
     accuracy_images: int | None = None
+    parity_max_error: float | None = None  # as the proof of the file found it
+    parity_agreement: float | None = None
     is_unevaluated: bool = False  # the bench measures the accuracy, if it is given the data set
     source: Source | None = None
     preprocessing: Preprocessing | None = None  # of stored images; None: that of their data set

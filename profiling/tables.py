@@ -17,7 +17,8 @@ from zoo.text import aligned
 
 CSV_FIELDS = (
     *("model", "backend", "runtime", "precision", "batch", "status", "reason"),
-    *("top1", "top5", "accuracy_images", "params", "macs", "flops", "file_bytes"),
+    *("top1", "top5", "accuracy_images", "parity_max_error", "parity_agreement"),
+    *("params", "macs", "flops", "file_bytes"),
     *("p50_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "mean_ms", "sd_ms", "cpu_p50_ms"),
     *("device_p50_ms", "enqueue_p50_ms", "ci_half_width", "ci_reached", "images_per_s"),
     *(
@@ -360,5 +361,5 @@ def _plain(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 6) if abs(value) >= 1 else float(f"{value:.6g}")
     return "" if value is None else value

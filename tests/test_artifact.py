@@ -264,6 +264,19 @@ def test_bench_knows_how_long_the_export_took(copied: Path) -> None:
     assert (eager.build_s, exported.build_s) == (None, 12.5)
 
 
+def test_bench_knows_how_near_to_eager_the_proof_found_the_file(
+    exported: Artifact, copied: Path
+) -> None:
+    run, parity = copied.parents[1], exported.parity
+
+    eager, *_, subject = run_subjects(run, artifacts=find_artifacts(run))
+
+    assert parity is not None
+    known = (subject.parity_max_error, subject.parity_agreement)
+    assert known == (parity.max_abs_error, parity.top1_agreement)
+    assert (eager.parity_max_error, eager.parity_agreement) == (None, None)
+
+
 def test_pending_artifact_is_never_measured(copied: Path) -> None:
     manifest = copied.with_suffix(".json")
     edit(manifest, pending="it runs on a GPU only\x1b[2J\n", parity=None, accuracy=None)

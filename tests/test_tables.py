@@ -205,6 +205,17 @@ def test_csv_has_a_line_for_every_record() -> None:
     assert (lines[2]["p50_ms"], lines[2]["reason"]) == ("", "no, it did not")
 
 
+def test_csv_says_how_far_an_artifact_is_from_eager() -> None:
+    exported = measurement(backend="onnx", parity_max_error=1.9073486e-06, parity_agreement=0.999)
+
+    eager, onnx = csv.DictReader(
+        csv_text(efficiency_tables([measurement(), exported])).splitlines()
+    )
+
+    assert (onnx["parity_max_error"], onnx["parity_agreement"]) == ("1.90735e-06", "0.999")
+    assert (eager["parity_max_error"], eager["parity_agreement"]) == ("", "")
+
+
 def test_a_flushed_cache_is_a_line_and_a_row_of_its_own() -> None:
     flushed = measurement(p50_ms=5.0, is_l2_flushed=True)
 
