@@ -4,15 +4,18 @@ import re
 import subprocess
 import sys
 import weakref
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import CPU, SHORT, TINY, few_of_each
+from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, few_of_each
 
-from training import train
+from training import Runtime, train
 from training.loop import Trainer
+from training.memory import out_of_memory
+from training.options import build_parser, make_job
 from zoo.errors import MachineError
 
 ERRORS = [
@@ -79,6 +82,82 @@ def test_only_sizes_that_divide_are_tried(
         train(TINY, recipe, replace(CPU, accumulate=parts), few_of_each(), runs=tmp_path)
 
     assert fake.asked == asked
+
+
+class FakeFullLater(FakeFullMemory):
+    """Raises where a part of a batch has more than so many images, from the second epoch on."""
+
+    is_full = False
+
+    def __call__(self, trainer: Trainer, call, *given, **named):
+        self.is_full |= given[1:] == (2,)
+        if self.is_full and trainer.recipe.batch_size // trainer.runtime.accumulate > self.most:
+            self.asked.append(trainer.runtime.accumulate)
+            raise MemoryError
+        return call(*given, **named)
+
+
+def test_a_run_that_has_begun_is_continued_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.saver.SHARE_OF_TIME", 1e9)
+    fake, run = FakeFullLater(MemoryError(), 12, monkeypatch), tmp_path / FOLDER
+    advice = f"--resume {run} --accumulate 5"
+
+    for resume in (None, run, "auto"):
+        fake.asked.clear()
+        with pytest.raises(MachineError) as caught:
+            train(TINY, SHORT, EAGER_TO_SAVE, few_of_each(), runs=tmp_path, resume=resume)
+        assert str(caught.value) == (
+            "not enough memory for batches of 50 images; in 5 parts they fit: "
+            f"continue with {advice}"
+        )
+        assert fake.asked == [1, 2]
+
+    wanted = make_job(build_parser().parse_args(["--model", TINY, *advice.split()]))
+    done = train(TINY, wanted.recipe, wanted.runtime, few_of_each(), resume=wanted.resume)
+    assert (done.path, done.meta.finished_at is None) == (run, False)
+
+
+@dataclass(frozen=True)
+class FakeTrainer:
+    """Takes steps with at most so many images at a time."""
+
+    size: int
+    most: int
+
+    def run_steps(self, epoch: int) -> Iterator[None]:
+        if self.size > self.most:
+            raise MemoryError
+        return iter(())
+
+
+COMPILED = replace(CPU, compile=True, compile_mode="max-autotune")
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "world", "runtime", "end"),
+    [
+        (50, 12, 1, COMPILED, "continue with --resume run --accumulate 5 --compile-mode default"),
+        (50, 12, 2, CPU, "in 5 parts they fit: continue with --resume run --accumulate 5"),
+        (50, 13, 2, CPU, "in 2 parts they fit: continue with --resume run --accumulate 2"),
+        (47, 12, 1, CPU, "11 fit: begin a new run with --batch-size 11"),
+        (50, 1, 1, CPU, "nor for any smaller ones: take a smaller model"),
+    ],
+)
+def test_what_a_run_is_continued_with(
+    size: int, most: int, world: int, runtime: Runtime, end: str
+) -> None:
+    recipe = replace(SHORT, batch_size=size)
+
+    error = out_of_memory(
+        lambda size, parts: FakeTrainer(size // parts, most),
+        *(recipe, runtime),
+        world=world,
+        run=Path("run"),
+    )
+
+    assert str(error).endswith(end)
 
 
 def test_where_nothing_fits_the_model_is_too_large(

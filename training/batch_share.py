@@ -1,5 +1,6 @@
 """Which images of a batch each process takes."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil, lcm
 
@@ -43,6 +44,13 @@ class BatchShare:
             )
         first, end = (size // unit * number // world * unit for number in (rank, rank + 1))
         return cls(first, end - first, (end - first) * world / size)
+
+
+def largest_share(recipe: Recipe, runtime: Runtime, *, world: int) -> int | None:
+    """The most rows that one of the processes takes; None where the batch cannot be shared so."""
+    with suppress(ZooError):
+        return BatchShare.of(recipe, runtime, rank=world - 1, world=world).count
+    return None
 
 
 def unit_of(recipe: Recipe, runtime: Runtime) -> int:

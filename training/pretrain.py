@@ -105,7 +105,9 @@ def pretrain(
                     raise
                 break
         # Here the frames of the step that failed are gone, and with them its tensors.
-        raise out_of_memory(trainer, settings.optimisation, runtime, least=LEAST_BATCH)
+        raise out_of_memory(
+            lambda size, parts: trainer(size), settings.optimisation, runtime, least=LEAST_BATCH
+        )
 
 
 def _folder(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -146,10 +146,13 @@ def train(
         accelerator.free_memory()
         by_itself = asked.alone()
         raise out_of_memory(
-            lambda size: by_itself.trainer(by_itself.start(path), batch_size=size, compile=False),
+            lambda size, parts: by_itself.trainer(
+                by_itself.start(path), batch_size=size, parts=parts, compile=False
+            ),
             recipe,
             runtime,
             world=accelerator.num_processes,
+            run=path or next(iter(asked.left), None),
         )
 
 
@@ -195,6 +198,7 @@ class _Asked:
     wanted: Wanted
     accelerator: Accelerator
     teacher: Teacher | None = None
+    left: list[Path] = field(default_factory=list)  # runs that ended early and can be continued
 
     @property
     def teacher_name(self) -> str | None:
@@ -218,7 +222,12 @@ class _Asked:
         return again(meta, self.model, self.data, self.wanted, self.recipe)
 
     def trainer(
-        self, start: Start, *, batch_size: int | None = None, compile: bool = True
+        self,
+        start: Start,
+        *,
+        batch_size: int | None = None,
+        parts: int | None = None,
+        compile: bool = True,
     ) -> Trainer:
         """What trains it, compiled where it was asked for and not ruled out; one at a time."""
         self.accelerator.free_memory()  # else it holds the network of the one before
@@ -230,7 +239,11 @@ class _Asked:
         return Trainer(
             network,
             replace(self.recipe, batch_size=batch_size or self.recipe.batch_size),
-            replace(self.runtime, compile=self.runtime.compile and compile),
+            replace(
+                self.runtime,
+                compile=self.runtime.compile and compile,
+                accumulate=parts or self.runtime.accumulate,
+            ),
             self.data,
             self.accelerator,
             seed=self.seed,
@@ -272,6 +285,8 @@ def _train(
         raise keep_failure(folder, failure, "zoo-train") from None
     finally:
         folder.close(note)
+        if folder.is_worth_keeping:
+            asked.left.append(folder.path)
 
 
 def _eager_step(asked: _Asked, path: Path | None) -> float | None:
