@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 from zoo.evaluate import accuracy, evaluate, evaluation_batch, guesses, predict
 from zoo.models import create_model
 from zoo.preprocess import Preprocessing
-from zoo.session import CompiledSession, EagerSession
+from zoo.session import CompiledSession, EagerSession, require_compiler
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 PREPROCESSING = Preprocessing(32, MEAN, STD)
@@ -120,6 +122,29 @@ def test_eager_equals_the_module(batch: int) -> None:
 
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     assert not logits.requires_grad
+
+
+def test_compiling_for_a_cpu_misses_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_compiler("cpu")
+    from torch.utils import cpp_extension
+
+    heard: list[logging.LogRecord] = []
+    monkeypatch.setattr(cpp_extension.logger, "handlers", [Heard(heard)])
+    monkeypatch.setenv("CUDA_HOME", "/")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    assert cpp_extension._find_cuda_home() == "/"
+    cpp_extension.logger.warning("another")
+
+    assert [record.getMessage() for record in heard] == ["another"]
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, kept: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.emit = kept.append
 
 
 def test_compiled_equals_eager() -> None:

@@ -1,5 +1,6 @@
 """Running a model for inference: the protocol of all backends, and torch's own two."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from zoo.machine import compiler, has_python_headers
 
 UNTRAINED_SEED = 0
 UNTRAINED_CLASSES = 100
+CPP_LOGGER = "torch.utils.cpp_extension"
+NO_GPU = "No CUDA runtime is found"  # what it says where a CUDA toolkit is installed all the same
 
 
 class InferenceSession(Protocol):
@@ -131,7 +134,7 @@ def torch_threads(number: int | None) -> Iterator[None]:
 
 
 def require_compiler(device: str) -> None:
-    """Check what torch.compile needs on `device`.
+    """Check what torch.compile needs on `device`; on a CPU it does not miss a GPU aloud.
 
     Raises:
         MachineError: torch.compile on a CPU finds no C++ compiler, or no Python.h.
@@ -148,6 +151,11 @@ def require_compiler(device: str) -> None:
             "torch.compile on a CPU needs Python.h and it was not found: install your system's "
             "python3-dev, or go on with --no-compile"
         )
+    logging.getLogger(CPP_LOGGER).addFilter(_misses_no_gpu)
+
+
+def _misses_no_gpu(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NO_GPU)
 
 
 def open_eager(run: str, device: str, *, allow: str | None = None) -> InferenceSession:
