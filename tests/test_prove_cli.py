@@ -5,22 +5,29 @@ import json
 import re
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from absent_gpu import REASON, TargetOfAnAbsentGpu
 from export_helpers import edit, files
+from onnx import helper, numpy_helper
 
 import export
-from export.artifact import Artifact, read_manifest
+from export.artifact import Artifact, manifest_path, read_manifest
 from export.cli import main
 from export.onnx_session import OnnxSession
 from export.proof import Proof, Reference, prove
 from export.target import Tolerance
 from export.to_onnx import OnnxTarget
+from export.to_torchexport import save_program
+from zoo.checkpoint import Checkpoint
 from zoo.data import Dataset, load_dataset
+from zoo.files import sha256_file
 
 pytest_plugins = ["export_fixtures"]
 
@@ -277,6 +284,66 @@ def test_what_int8_may_lose_is_a_share(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"zoo-export: {copied.with_suffix('.json')} is not ")
+
+
+def look_beyond_the_classes(path: Path) -> Path:
+    """Add a node to an ONNX file that ONNX Runtime cannot run."""
+    model = onnx.load(path)
+    (logits,) = (output.name for output in model.graph.output)
+    (last,) = (node for node in model.graph.node if logits in node.output)
+    last.output[0] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(np.int64([1000]), "beyond"))
+    model.graph.node.append(helper.make_node("Gather", ["right", "beyond"], ["none"], axis=1))
+    model.graph.node.append(helper.make_node("Add", ["right", "none"], [logits]))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    edit(path.with_suffix(".json"), sha256=sha256_file(path), files={})
+    return path
+
+
+def take_few_images(exported: Path) -> Path:
+    """A program beside the ONNX file whose guards torch holds with assertions."""
+    path = exported.with_name("torchexport-fp32.export.pt2")
+    program = torch.export.export(
+        Checkpoint.open(exported.parents[1]).model(),
+        (torch.zeros(2, 3, 32, 32),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+        strict=False,
+    )
+    save_program(program, path, {"precision": "fp32"})
+    manifest = Path(shutil.copy(exported.with_suffix(".json"), manifest_path(path)))
+    edit(manifest, file=path.name, target="torchexport", sha256=sha256_file(path), files={})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (look_beyond_the_classes, ", whose .* did not run on .*: indices element out of data .*"),
+        (take_few_images, ": AssertionError: .*: nothing was written"),
+    ],
+)
+def test_what_a_runtime_raises_is_one_line_and_stops_no_other(
+    damage: Callable[[Path], Path],
+    said: str,
+    copied: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = shutil.copytree(copied.parents[1], tmp_path / "whole") / "artifacts" / copied.name
+    damaged = damage(copied)
+    before = manifest_path(damaged).read_bytes()
+
+    code = main(["--prove", str(damaged), str(whole)])
+
+    out, err = capfd.readouterr()
+    assert (code, out) == (1, f"{whole}\n")
+    ours = [line for line in err.splitlines() if line.startswith("zoo-export: ")]
+    assert len(ours) == 2
+    assert re.fullmatch(f"zoo-export: {re.escape(str(damaged))}{said}", ours[0])
+    assert ours[1].startswith("zoo-export: onnx fp32 agrees with eager")
+    assert "Traceback" not in err
+    assert manifest_path(damaged).read_bytes() == before
 
 
 def test_failure_of_a_runtime_is_one_line_and_leaves_the_manifest(
