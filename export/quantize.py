@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from export.calibrate import Calibration, right
 from export.mcnemar import most_lost
-from export.ranges import Range, value_ranges
+from export.ranges import WEIGHTED, Range, is_finite, value_ranges
 from export.sensitivity import (
-    WEIGHTED,
     Layer,
     find_layers,
     is_grouped_transpose,
@@ -158,7 +157,8 @@ def with_quantisers(
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    finite = {name: limits for name, limits in found.items() if is_finite(limits)}
+    ranges = {name: (np.float32(low), np.float32(high)) for name, (low, high) in finite.items()}
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     quantizer = QDQQuantizer(
@@ -171,6 +171,7 @@ def with_quantisers(
         [],
         [
             *products_of_activations(copy),
+            *nodes_with_infinities(copy, found.keys() - finite.keys()),
             *(node.name for node in copy.graph.node if is_grouped_transpose(node)),
             *(name for layer in kept for name in layer.nodes),
         ],
@@ -223,4 +224,25 @@ def products_of_activations(proto: "onnx.ModelProto") -> list[str]:
         node.name
         for node in proto.graph.node
         if node.op_type == "MatMul" and not constants.intersection(node.input)
+    ]
+
+
+def nodes_with_infinities(proto: "onnx.ModelProto", values: Collection[str]) -> list[str]:
+    """Names of the nodes that take or make one of these values, or take an infinite constant.
+
+    A mask of attention is such a constant: what it is added to has no range, and stays float.
+    """
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    constants = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.isinf(numpy_helper.to_array(tensor)).any()
+    }
+    infinite = constants | set(values)
+    return [
+        node.name
+        for node in proto.graph.node
+        if not infinite.isdisjoint((*node.input, *node.output))
     ]

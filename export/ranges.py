@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Feeds = Callable[[], Iterable[np.ndarray]]  # the same batches in each call
 Range = tuple[float, float]
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what a layer is counted by
 METHODS = ("minmax", "percentile", "entropy")
 BINS = 2048
 PERCENTILE = 99.999
@@ -28,16 +29,20 @@ def value_ranges(
     """For each method: the lowest and highest number to keep of what these operators take and make.
 
     `minmax` keeps all; `percentile` cuts off the largest 0.001% of magnitudes; `entropy` cuts where
-    the rounded magnitudes are distributed most like the real ones. Constants have no range.
+    the rounded magnitudes are distributed most like the real ones. Constants have no range. That of
+    a value between the layers that holds an infinity, such as masked attention, is infinite.
 
     Source:
         entropy: Migacz, "8-bit inference with TensorRT", GTC 2017, slides 37 to 41. Exact zeros,
         which ReLU makes and rounding keeps, do not count.
 
     Raises:
-        MachineError: a value is infinite or NaN for an image, or the graph does not run.
+        MachineError: a value is NaN for an image, or infinite where a layer takes or makes it, or
+            the graph does not run.
     """
-    limits = _limits(proto, _values(proto, operators), feeds())
+    every = _limits(proto, _values(proto, operators), feeds())
+    limits = {name: limit for name, limit in every.items() if is_finite(limit)}
+    infinite = {name: limit for name, limit in every.items() if not is_finite(limit)}
     found: dict[str, Mapping[str, Range]] = {"minmax": limits}
     cutting = {"percentile": percentile_bins, "entropy": entropy_bins}
     if not cutting.keys().isdisjoint(methods):
@@ -49,7 +54,12 @@ def value_ranges(
                 for name, (low, high) in limits.items()
                 for largest in [max(-low, high)]
             }
-    return {method: found[method] for method in methods}
+    return {method: {**found[method], **infinite} for method in methods}
+
+
+def is_finite(found: Range) -> bool:
+    """Whether numbers of this range can be rounded to integers."""
+    return all(map(math.isfinite, found))
 
 
 def _limits(
@@ -58,13 +68,15 @@ def _limits(
     """The lowest and highest number of each value.
 
     Raises:
-        MachineError: a number is infinite, or none: it has no place in a range.
+        MachineError: a number is none, or infinite at a layer: it has no place in a range.
     """
+    of_layers = set(_values(proto, WEIGHTED))
     limits = {name: (np.inf, -np.inf) for name in names}
     for batch in inner_values(proto, names, batches):
         for name, values in batch.items():
             low, high = float(values.min()), float(values.max())
-            if not math.isfinite(low) or not math.isfinite(high):
+            is_nan = math.isnan(low) or math.isnan(high)
+            if is_nan or (name in of_layers and not is_finite((low, high))):
                 raise MachineError(
                     f"int8: the value {name} inside the graph is infinite or NaN for a training "
                     "image, and rounding to integers needs a range: export in another precision"

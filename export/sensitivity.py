@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from export.calibrate import Calibration
+from export.ranges import WEIGHTED
 from export.simulate import SimulatedSession
 
 if TYPE_CHECKING:
     import onnx
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what a layer is counted by
 IMAGES = 64  # that an error is measured on
 SMALLEST = 1e-12  # of the squared logits of one image, all of which may be equal
 

@@ -377,7 +377,7 @@ class Attention(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cut = torch.nn.Conv2d(3, 8, 16, 16)
+        self.cut = torch.nn.Conv2d(3, 8, SIZE // 2, SIZE // 2)
         self.mix = torch.nn.Linear(8, 24)
         self.head = torch.nn.Linear(8, 10)
 
@@ -401,6 +401,41 @@ def test_products_of_two_activations_stay_in_float(
     assert makers[softmax.input[0]].op_type == "MatMul"  # not DequantizeLinear
     assert {node.op_type for node in made.node if softmax.output[0] in node.input} == {"MatMul"}
     assert sum(node.op_type == "MatMul" for node in made.node) == 3
+
+
+class Masked(Attention):
+    """No quarter attends to those after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.mix(self.cut(images).flatten(2).mT).chunk(3, -1)
+        mixed = (query @ key.mT + self.mask).softmax(-1) @ value
+        logits: torch.Tensor = self.head(mixed.mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_mask_is_added_to_stays_in_float(method: str, calibration: Calibration) -> None:
+    model = Masked().eval()
+    seen = onnx_graph(model, images(2), metadata={"cifar_zoo_version": "0"})
+    asked = replace(calibration, methods=(method,))
+
+    made, facts = quantise(seen, CPU, asked, SimulatedSession)
+
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (softmax,) = (node for node in made.graph.node if node.op_type == "Softmax")
+    add = makers[softmax.input[0]]
+    assert add.op_type == "Add"
+    assert "DequantizeLinear" not in {makers[name].op_type for name in add.input if name in makers}
+    assert (facts["layers"], facts["kept_float"]) == (3, [])
+    assert sum(node.op_type == "QuantizeLinear" for node in made.graph.node) >= 3
+    batch = images(8)
+    expected = EagerSession(model).run(batch)
+    found = SimulatedSession(made).run(batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.25 * expected.abs().max().item())
 
 
 def test_auto_takes_the_method_that_changes_the_answers_least(
