@@ -1,6 +1,7 @@
 """Find the layer where an ONNX graph first strays from eager."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from export.inner import inner_values
 from export.to_onnx import modules_of, traced
+from zoo.errors import first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -21,6 +23,20 @@ class Stray:
     module: str  # its path in the model, such as stages.1.0.first
     max_abs_error: float
     limit: float
+
+
+def in_words(find: Callable[[], Stray | None]) -> str:
+    """What `find` finds, as words to add to what went wrong."""
+    try:
+        stray = find()
+    except Exception as error:  # whatever it is: this only explains another failure
+        return f"; which layer is off was not found ({first_line(error)})"
+    if stray is None:
+        return "; no layer alone is off on that image"
+    return (
+        f"; the first layer that is off is {stray.module} (by {stray.max_abs_error:.2g} where "
+        f"{stray.limit:.2g} is allowed)"
+    )
 
 
 def first_stray(

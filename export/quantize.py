@@ -22,6 +22,7 @@ from zoo.session import InferenceSession
 if TYPE_CHECKING:
     import onnx
 
+NAMED = 3  # of the most sensitive layers, where int8 fails
 Opener = Callable[["onnx.ModelProto"], InferenceSession]
 
 
@@ -106,12 +107,13 @@ def quantise(
     choice = kept_in_float(inferred, layers, rounded, calibration, top1, at_least=allowed)
     eager_top1 = int(eager.sum()) / count
     if choice.top1 < allowed:
+        worst = ", ".join(layer.name for layer in choice.kept[:NAMED])
         raise MachineError(
             f"int8 ({method}, {len(calibration.images)} images): top-1 on {count} "
             f"validation images fell from {eager_top1:.2%} to {choice.top1:.2%}, more than the "
             f"{100 * calibration.max_drop:.2f} points allowed, with all but one of {len(layers)} "
-            "layers in float: nothing was written; try another --int8-method, more --int8-images "
-            "or a larger --int8-max-drop"
+            f"layers in float{f' (the most sensitive: {worst})' if worst else ''}: nothing was "
+            "written; try another --int8-method, more --int8-images or a larger --int8-max-drop"
         )
     return choice.graph, {
         "preset": preset.name,

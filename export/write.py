@@ -30,13 +30,14 @@ from zoo import __version__
 from zoo.checkpoint import Checkpoint, DatasetInfo
 from zoo.data import Dataset
 from zoo.environment import capture
-from zoo.errors import ArtifactError, DataError, MachineError, ZooError, first_line, one_line
+from zoo.errors import ArtifactError, DataError, MachineError, ZooError, one_line
 from zoo.files import atomic_files, locked, write_json
 from zoo.session import InferenceSession
 
 UNTOUCHED = "nothing was written"
 # Exporters and runtimes fail in their own ways on a network that they do not know.
 ANYTHING = (Exception,)
+LOSSY_LAYER = 0.25  # error of a layer in int8, by its largest output, with which it is called off
 INPUT_LAYOUT = "NCHW float32 normalised"
 
 
@@ -106,16 +107,17 @@ def _written(
                 raise MachineError(f"{path} cannot be checked here: {pending}: it was not written")
         except Unproven as error:
             image = _images(reference, slice(error.worst_image, error.worst_image + 1), raw=raw)
-            layer = _blamed(
-                model,
-                target,
-                part,
-                image,
-                tolerance.logits,
-                precision=precision,
-                metadata=metadata,
-                options=options,
-            )
+            layer = _blamed(model, target, part, image, tolerance)
+            if not isinstance(target, HasGraph) and tolerance.logits is not None:
+                layer = _blamed_by_parts(
+                    model,
+                    target,
+                    image,
+                    tolerance=tolerance.logits,
+                    precision=precision,
+                    metadata=metadata,
+                    options=options,
+                )
             raise MachineError(f"{path}: {error}{layer}: it was not written") from None
         parts = [file for file in part.parent.iterdir() if file.is_file()]
         digests = file_digests(parts)
@@ -174,8 +176,9 @@ def _proven_here(
     reason = target.pending(artifact.path, device=device)
     if reason is not None:
         raise MachineError(f"{artifact.path} cannot be proven here: {reason}")
+    model: nn.Module = reference.model
     if artifact.is_raw:
-        reference = reference.raw()
+        reference, model = reference.raw(), RawModel(model, reference.preprocessing)
     check_source(artifact)
     session = target.open(artifact.path, device=device)
     facts = artifact.facts.get("int8", {})
@@ -185,14 +188,18 @@ def _proven_here(
     try:
         proof = prove(session, reference, tolerance)
     except Unproven as error:
+        image = _images(
+            reference, slice(error.worst_image, error.worst_image + 1), raw=artifact.is_raw
+        )
+        layer = _blamed(model, target, artifact.path, image, tolerance)
         refuted = replace(
             artifact,
             **_proven(None, None),
-            pending=f"{REFUTED} on {session.runtime}: {error}",
+            pending=f"{REFUTED} on {session.runtime}: {error}{layer}",
             proven_in=None,
         )
         _say_in_manifest(refuted)
-        raise MachineError(f"{artifact.path}: {error}: its manifest says so now") from None
+        raise MachineError(f"{artifact.path}: {error}{layer}: its manifest says so now") from None
     proven = replace(
         artifact,
         **_proven(proof, session),
@@ -252,43 +259,26 @@ def _images(reference: Reference, rows: slice, *, raw: bool) -> Tensor:
 
 
 def _blamed(
-    model: nn.Module,
-    target: ExportTarget,
-    part: Path,
-    image: Tensor,
-    tolerance: float | None,
-    *,
-    precision: str,
-    metadata: Mapping[str, str],
-    options: ExportOptions,
+    model: nn.Module, target: ExportTarget, path: Path, image: Tensor, tolerance: Tolerance
 ) -> str:
-    """The first layer that is off, as words to add to what went wrong."""
-    if tolerance is None:
-        return ""
-    from export.bisect import bisected
-    from export.blame import first_stray
+    """The first layer of a file that is off, as words to add to what went wrong.
 
-    try:
-        if isinstance(target, HasGraph):
-            stray = first_stray(model, target.graph(part), image, tolerance)
-        else:
-            stray = bisected(
-                model,
-                target,
-                image,
-                tolerance=tolerance,
-                precision=precision,
-                metadata=metadata,
-                options=options,
-            )
-    except Exception as error:  # whatever it is: this only explains another failure
-        return f"; which layer is off was not found ({first_line(error)})"
-    if stray is None:
-        return "; no layer alone is off on that image"
-    return (
-        f"; the first layer that is off is {stray.module} (by {stray.max_abs_error:.2g} where "
-        f"{stray.limit:.2g} is allowed)"
-    )
+    Nothing is said of formats that show no layers.
+    """
+    from export.blame import first_stray, in_words
+
+    if not isinstance(target, HasGraph):
+        return ""
+    limit = LOSSY_LAYER if tolerance.logits is None else tolerance.logits
+    return in_words(lambda: first_stray(model, target.graph(path), image, limit))
+
+
+def _blamed_by_parts(model: nn.Module, target: ExportTarget, image: Tensor, **how: Any) -> str:
+    """The same where a format shows no layers, by writing parts of the model."""
+    from export.bisect import bisected
+    from export.blame import in_words
+
+    return in_words(lambda: bisected(model, target, image, **how))
 
 
 def _metadata(run: Checkpoint, precision: str, *, raw: bool) -> Mapping[str, str]:

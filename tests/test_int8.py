@@ -474,12 +474,18 @@ def test_too_large_a_drop_is_one_line(graph: onnx.ModelProto, calibration: Calib
         quantise(graph, CPU, strict, SimulatedSession)
 
     message = str(caught.value)
+    layers, ranges = find_layers(graph, CPU.operators), found_ranges(graph, calibration)
+    errors = sensitivities(
+        graph, layers, lambda kept: with_quantisers(graph, CPU, ranges, kept), calibration
+    )
+    worst = [layers[k].name for k in np.argsort(-np.array(errors), kind="stable")]
     assert message.startswith(
         f"int8 (minmax, 100 images): top-1 on {count} validation images fell from 100.00% to "
     )
     assert message.endswith(
-        "%, more than the -1.00 points allowed, with all but one of 3 layers in float: nothing "
-        "was written; try another --int8-method, more --int8-images or a larger --int8-max-drop"
+        "%, more than the -1.00 points allowed, with all but one of 3 layers in float (the most "
+        f"sensitive: {worst[0]}, {worst[1]}): nothing was written; try another --int8-method, more "
+        "--int8-images or a larger --int8-max-drop"
     )
 
 

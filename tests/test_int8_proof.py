@@ -138,8 +138,8 @@ def test_too_large_a_drop_leaves_nothing(
     assert (code, out) == (1, "")
     assert re.search(
         r"zoo-export: int8 \(minmax, 40 images\): top-1 on 9 validation images fell from \S+% to "
-        r"\S+%, more than the 0\.00 points allowed, with all but one of 3 layers in float: "
-        r"nothing was written; try another --int8-method",
+        r"\S+%, more than the 0\.00 points allowed, with all but one of 3 layers in float "
+        r"\(the most sensitive: \S+, \S+\): nothing was written; try another --int8-method",
         err,
     )
     assert files(run) == []
@@ -181,7 +181,8 @@ def test_graph_that_says_nothing_is_no_int8(run: Path, data: Dataset) -> None:
     assert re.fullmatch(
         r".*/onnx-int8\.onnx: parity with eager failed: the error of a logit is \d{3}% of what "
         r"tells one image from another, where 75% is allowed, and \S+% of 24 images keep their "
-        r"class: it was not written",
+        r"class; the first layer that is off is \S+ \(by \S+ where \S+ is allowed\): it was not "
+        r"written",
         str(caught.value),
     )
     assert files(run) == []

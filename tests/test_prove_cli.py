@@ -253,6 +253,27 @@ def test_proof_of_before_does_not_stay_beside_one_that_failed(
         assert value[name] is None
 
 
+def test_a_file_of_other_numbers_names_the_layer(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(copied)
+    node = [node for node in model.graph.node if node.op_type == "Conv"][3]
+    (weights,) = (one for one in model.graph.initializer if one.name == node.input[1])
+    weights.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(weights), weights.name))
+    onnx.save(model, copied)
+    manifest = copied.with_suffix(".json")
+    edit(manifest, sha256=sha256_file(copied), files={})
+
+    assert main(["--prove", str(copied)]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.search("parity with eager failed: .*; the first layer that is off is (.*) [(]", line)
+    assert found is not None
+    assert found[1] == "stages.0.1.first.1"  # the batch norm that lies in its convolution
+    assert line.endswith("its manifest says so now")
+    assert found[0] in json.loads(manifest.read_text())["pending"]
+
+
 def test_one_that_is_of_no_use_stops_no_other(
     absent_gpu: type[TargetOfAnAbsentGpu],
     pending: Path,
