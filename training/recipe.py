@@ -219,7 +219,8 @@ def read_settings(texts: Iterable[str], **options: object) -> dict[str, str]:
         if not equals:
             raise ZooError(f"--set expects FIELD=VALUE, such as --set peak_lr=0.05; got {text!r}")
         if name in settings or options.get(name):
-            other = "--" + name.replace("_", "-") if options.get(name) else f"--set {name}="
+            option = "--" + name.replace("_", "-")
+            other = option if options.get(name) else f"--set {name}={settings[name]}"
             raise ZooError(f"{other} and --set {text} give the same field: leave one out")
         settings[name] = value
     return settings
