@@ -416,6 +416,17 @@ def test_a_setting_that_is_none_is_refused(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size"])
+def test_a_field_that_is_given_twice_is_refused(option: str) -> None:
+    text = option[2:].replace("-", "_") + "=40"
+    parsed = build_parser().parse_args(
+        ["resnet_20", "--method", "byol", option, "30", "--set", text]
+    )
+
+    with pytest.raises(ZooError, match=f"--set {text} give the same field: leave one out"):
+        make_settings(parsed)
+
+
 def test_each_method_has_its_settings() -> None:
     assert [pretraining_for(name).name for name in METHODS] == list(METHODS)
     with pytest.raises(ZooError, match=r"^no method named 'simclrr': did you mean simclr\?"):

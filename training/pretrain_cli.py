@@ -71,7 +71,7 @@ def make_settings(args: argparse.Namespace, began: "RunMeta | None" = None) -> P
     """Resolve the options, over those that a run `began` with, to one value.
 
     Raises:
-        ZooError: a setting is unknown or out of range.
+        ZooError: a setting is unknown, out of range or given twice.
         CheckpointError: those of the run are damaged.
     """
     settings = pretraining_for(args.method)
@@ -84,7 +84,7 @@ def make_settings(args: argparse.Namespace, began: "RunMeta | None" = None) -> P
             ) from None
     if args.epochs is not None:
         settings = with_epochs(settings, args.epochs)
-    changes = read_settings(args.set)
+    changes = read_settings(args.set, epochs=args.epochs, batch_size=args.batch_size)
     if args.batch_size is not None:
         changes["batch_size"] = str(args.batch_size)
     return with_settings(settings, changes)
