@@ -265,8 +265,9 @@ def test_auto_leaves_a_run_whose_states_are_damaged(
 
     assert run.path != cut
     state = cut / "state"
+    fault = "is damaged (its digest does not fit)"
     assert notes == [
-        f"{state}/last.pt and {state}/previous.pt are both damaged: train again; it is left as it "
+        f"{state}/last.pt {fault}, and {state}/previous.pt {fault}: train again; it is left as it "
         "is"
     ]
 
