@@ -443,6 +443,13 @@ def test_a_launch_that_cannot_work_is_refused(wanted: dict[str, object], message
     assert str(caught.value) == message
 
 
+def free_place() -> str:
+    """Where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
 @pytest.mark.slow
 def test_nodes_that_do_not_meet_are_one_line(command: list[str], tmp_path: Path) -> None:
     with socket.socket() as taken:  # nobody answers there
@@ -459,9 +466,7 @@ def test_nodes_that_do_not_meet_are_one_line(command: list[str], tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = f"localhost:{free.getsockname()[1]}"
+    place = free_place()
     meeting = ("--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", place)
     options = ("--epochs", "5000", "--save-seconds", "0.2", "--runs", str(tmp_path))
     first = begin(command, *meeting, *options)
@@ -484,9 +489,7 @@ def test_a_node_that_stops_is_named_to_the_others(command: list[str], tmp_path: 
 
 @pytest.mark.slow
 def test_a_node_may_join_and_leave(command: list[str], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = f"localhost:{free.getsockname()[1]}"
+    place = free_place()
     meeting = ("--nproc", "1", "--nnodes", "1:2", "--rdzv-endpoint", place)
     options = ("--epochs", "5000", "--save-seconds", "0.2", "--runs", str(tmp_path))
     first = begin(command, *meeting, *options)

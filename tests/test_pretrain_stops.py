@@ -267,8 +267,8 @@ def test_auto_leaves_a_run_whose_states_are_damaged(
     state = cut / "state"
     fault = "is damaged (its digest does not fit)"
     assert notes == [
-        f"{state}/last.pt {fault}, and {state}/previous.pt {fault}: train again; it is left as it "
-        "is"
+        f"{cut} is passed over: {state}/last.pt {fault}, and {state}/previous.pt {fault}: "
+        "train again"
     ]
 
 

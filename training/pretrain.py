@@ -26,6 +26,7 @@ from training.processes import processes
 from training.recipe import Runtime
 from training.replay import bad_step, keep_failure, replay_step
 from training.saver import Saver, stop_note
+from training.state import NoState
 from zoo.checkpoint import NOT_BEGUN, Checkpoint, DatasetInfo, RunMeta
 from zoo.data import Dataset
 from zoo.environment import capture, git_commit
@@ -114,10 +115,16 @@ def _folder(
     trainer: Pretrainer, runs: Path, resume: Path | str | None, note: Note
 ) -> PretrainingFolder:
     given = _first_meta(trainer)
-    path = incomplete(runs, given, note) if resume == AUTO else resume
-    if path is None:
-        return PretrainingFolder.create(runs, given, trainer)
-    return PretrainingFolder.reopen(Path(path), given, trainer, note)
+    if resume is not None and resume != AUTO:
+        return PretrainingFolder.reopen(Path(resume), given, trainer, note)
+    passed_over: set[Path] = set()
+    while resume == AUTO and (path := incomplete(runs, given, passed_over)) is not None:
+        try:
+            return PretrainingFolder.reopen(path, given, trainer, note)
+        except NoState as reason:
+            note(f"{path} is passed over: {reason}")
+            passed_over.add(path)
+    return PretrainingFolder.create(runs, given, trainer)
 
 
 def _pretrain(

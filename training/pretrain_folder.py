@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -174,25 +174,17 @@ def require_begun(path: Path) -> None:
         )
 
 
-def incomplete(runs: Path, given: RunMeta, note: Callable[[str], None]) -> Path | None:
+def incomplete(runs: Path, given: RunMeta, passed_over: Collection[Path]) -> Path | None:
     """Of this very pre-training the folder begun last, among the incomplete ones not under way.
 
-    `note` is told which of them are too damaged to go on.
+    None of `passed_over` is looked at.
     """
     found: list[Checkpoint] = []
     for path in all_runs(runs):
         with suppress(ZooError):  # damaged, complete, or of another run
-            found.append(begun_alike(path, given))
-    for run in sorted(found, key=begun, reverse=True):
-        if is_under_way(run.path):
-            continue
-        try:
-            newest(run.path, _read, lambda line: None)
-        except CheckpointError as reason:
-            note(f"{reason}; it is left as it is")
-        else:
-            return run.path
-    return None
+            if path not in passed_over and not is_under_way(path):
+                found.append(begun_alike(path, given))
+    return max(found, key=begun).path if found else None
 
 
 def begun_alike(path: Path, given: RunMeta) -> Checkpoint:
