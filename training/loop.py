@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.augment import Augmentation, Policy
 from training.batch_share import BatchShare
 from training.kernels import Choice, restore, use_fast_kernels
+from training.pace import paced
 from training.pipeline import is_copied, make_source
 from training.precision import DTYPES
 from training.prediction import Prediction
@@ -25,7 +26,6 @@ from zoo.evaluate import Accuracy, accuracy, evaluation_batch, predict
 from zoo.preprocess import Preprocessing
 from zoo.session import EagerSession, cudnn_benchmark
 
-REPORT_SECONDS = 0.5  # between two progress reports within an epoch: each waits for the device
 PROBE_STEPS = 3  # at most, to predict the time
 PROBE_S = 2.0  # of either: of what takes longer, one more call says little
 PROBE_IMAGES = {"cpu": 64, "cuda": 1000}  # of the test split at most, to predict its time
@@ -236,14 +236,11 @@ class Trainer:
         Raises:
             NonFinite: the loss became infinite or NaN.
         """
-        start = reported = time.perf_counter()
+        start = time.perf_counter()
         first = self.stepper.step if self._is_under_way(epoch) else 0
-        for step, _ in enumerate(self.run_steps(epoch), start=first + 1):
-            now = time.perf_counter()
-            if now - reported >= REPORT_SECONDS:
-                reported = now
+        for step, speed in paced(self.run_steps(epoch), first, self.recipe.batch_size):
+            if speed is not None:
                 loss, top1 = (self.stepper.sums / (step * self.mine.weight)).tolist()
-                speed = (step - first) * self.recipe.batch_size / (now - start)
                 left = (self.steps - step) * self.recipe.batch_size / speed
                 on_progress(
                     Progress(

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from training.augment import epoch_seed, shuffled
 from training.backbone import Backbone
 from training.knn import knn_top1
-from training.loop import REPORT_SECONDS, NonFinite, OnProgress, Progress
+from training.loop import NonFinite, OnProgress, Progress
 from training.methods import make_method
 from training.optim import make_optimizer
+from training.pace import paced
 from training.philox import Numbers, make_key
 from training.pipeline import make_source
 from training.precision import autocast
@@ -174,14 +175,11 @@ class Pretrainer:
         Raises:
             NonFinite: the loss became infinite or NaN, or the last step left weights that are.
         """
-        start = reported = time.perf_counter()
+        start = time.perf_counter()
         size = self.settings.batch_size
         first = self.step if self._is_under_way(epoch) else 0
-        for step, _ in enumerate(self.run_steps(epoch), start=first + 1):
-            now = time.perf_counter()
-            if now - reported >= REPORT_SECONDS:
-                reported = now
-                speed = (step - first) * size / (now - start)
+        for step, speed in paced(self.run_steps(epoch), first, size):
+            if speed is not None:
                 on_progress(
                     Progress(
                         epoch=epoch,
