@@ -189,13 +189,16 @@ def test_the_command_goes_on_with_a_run_as_it_began(
     capsys.readouterr()
 
     assert main([*shown, "--resume", str(run), "--set", "hidden=9"]) == 2
-    assert "(hidden was 8, is 9): resume without" in capsys.readouterr().err
+    [mistake] = capsys.readouterr().err.splitlines()
+    assert "(hidden was 8, is 9): resume without" in mistake
     code = main([*shown, "--resume", str(run)])
 
     out, err = capsys.readouterr()
     assert (code, out) == (0, f"{run}\n")
-    assert err.startswith(f"{MODEL} on {dataset} by simclr, 2 epochs, batch 10, seed 3\n")
-    assert f"continuing {run} in epoch 2, after 1 of its 2 steps" in err
+    assert err.splitlines()[:2] == [
+        f"continuing {run} in epoch 2, after 1 of its 2 steps",
+        f"{MODEL} on {dataset} by simclr, 2 epochs, batch 10, seed 3",
+    ]
 
 
 # What a resume finds
@@ -469,6 +472,27 @@ def test_where_memory_runs_out_the_batch_size_that_fits_is_named(
     assert asked == [50, 25, 12]
     assert alive == [0, 0, 0]  # a probe leaves the memory to the next
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_memory_runs_out_later_another_batch_size_takes_a_new_run(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Pretrainer._take
+
+    def fake_full_memory(self: Pretrainer) -> torch.Tensor:
+        if self.settings.batch_size > 15 and self.position > (1, 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return take(self)
+
+    monkeypatch.setattr(Pretrainer, "_take", fake_full_memory)
+
+    with pytest.raises(MachineError) as caught:
+        pretrain(MODEL, settings("byol"), few, device="cpu", runs=tmp_path, save_seconds=1e-9)
+
+    assert str(caught.value).endswith("fit: begin a new run with --batch-size 25")
+    [run] = tmp_path.iterdir()
+    with pytest.raises(MachineError, match="fit: begin a new run with --batch-size"):
+        pretrain(MODEL, settings("byol"), few, device="cpu", runs=tmp_path, resume=run)
 
 
 def test_where_no_batch_fits_the_model_is_too_large(

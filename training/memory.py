@@ -70,13 +70,15 @@ def out_of_memory(
     world: int = 1,
     run: Path | None = None,
     least: int = LEAST,
+    in_parts: bool = True,
 ) -> MachineError:
     """The line that names what to pass; `build` tries what one process takes of a batch.
 
-    `run` can be continued, but with no other batch size; None where there is none.
+    `run` can be continued, but with no other batch size; None where there is none. `in_parts`:
+    a step may take its batch in parts.
     """
     wanted = f"not enough memory for batches of {recipe.batch_size} images"
-    if run is not None:
+    if run is not None and in_parts:
         parts = parts_that_fit(build, recipe, runtime, world=world)
         if parts is not None:
             other = runtime.compile and runtime.compile_mode in OWN_GRAPHS

@@ -48,6 +48,7 @@ def pretrain(
     seed: int = 0,
     runs: Path | str = "runs",
     resume: Path | str | None = None,
+    on_begin: Callable[[Path], None] | None = None,
     on_progress: OnProgress | None = None,
     on_epoch: OnEpoch | None = None,
     on_note: Note | None = None,
@@ -65,6 +66,8 @@ def pretrain(
     `resume` is a run folder, or "auto" for the run of this model, method, settings, seed and data
     set that was begun last, is not complete and that no other process trains; without one a new run
     begins. `on_note` is told where it goes on.
+
+    `on_begin` is called with the folder once all that was asked for is known to fit.
 
     Raises:
         ZooError: model, settings and data do not fit each other, or lightly is not installed.
@@ -88,12 +91,15 @@ def pretrain(
             sized = replace(settings, batch_size=batch_size)
             return Pretrainer(model, sized, data, accelerator, seed=seed)
 
+        folder: PretrainingFolder | None = None
         while True:
             try:
+                folder = _folder(trainer(settings.batch_size), Path(runs), resume, note)
                 return _pretrain(
-                    _folder(trainer(settings.batch_size), Path(runs), resume, note),
+                    folder,
                     accelerator,
                     save_seconds,
+                    on_begin or (lambda path: None),
                     on_progress or (lambda progress: None),
                     on_epoch or (lambda metrics, seconds: None),
                     note,
@@ -104,10 +110,17 @@ def pretrain(
             except (MemoryError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
                 if not is_out_of_memory(error):
                     raise
+                begun = folder.path if folder is not None and folder.is_worth_keeping else None
                 break
-        # Here the frames of the step that failed are gone, and with them its tensors.
+        # Here the frames of the step that failed are gone, and with the folder its tensors.
+        folder = None
         raise out_of_memory(
-            lambda size, parts: trainer(size), settings.optimisation, runtime, least=LEAST_BATCH
+            lambda size, parts: trainer(size),
+            settings.optimisation,
+            runtime,
+            run=begun,
+            least=LEAST_BATCH,
+            in_parts=False,
         )
 
 
@@ -131,6 +144,7 @@ def _pretrain(
     folder: PretrainingFolder,
     accelerator: Accelerator,
     save_seconds: float,
+    on_begin: Callable[[Path], None],
     on_progress: OnProgress,
     on_epoch: OnEpoch,
     note: Note,
@@ -139,6 +153,7 @@ def _pretrain(
     epochs, spent = trainer.settings.epochs, 0.0
     first, _ = trainer.position
     try:
+        on_begin(folder.path)
         with (
             cudnn_benchmark(True),
             stop_request(lambda: note(stop_note(folder.path))) as request,

@@ -113,10 +113,9 @@ def _pretrain(args: argparse.Namespace) -> None:
         ):
             print(found)
         return
-    print(
+    wanted = (
         f"{args.model} on {data.name} by {settings.name}, {settings.epochs} epochs, "
-        f"batch {settings.batch_size}, seed {args.seed}",
-        file=sys.stderr,
+        f"batch {settings.batch_size}, seed {args.seed}"
     )
     with TrainingDisplay() as bar:
 
@@ -135,6 +134,7 @@ def _pretrain(args: argparse.Namespace) -> None:
             seed=args.seed,
             runs=args.runs,
             resume=args.resume,
+            on_begin=lambda run: bar.note(wanted),
             on_progress=bar,
             on_epoch=show,
             on_note=bar.note,
