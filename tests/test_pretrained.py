@@ -36,7 +36,7 @@ from zoo.pretrained import (
 from zoo.session import EagerSession
 
 ROOT = Path(__file__).parents[1]
-COMMITTED = ROOT / "bench_results" / "runs" / "resnet_20-s0"
+COMMITTED = ROOT / "bench_results" / "runs" / "resnet_20-s0-3"
 NAME = "ghost_resnet_20"  # comes without weights
 FULL = os.environ.get("ZOO_DATA")
 
@@ -131,8 +131,8 @@ def test_accuracy_of_the_shipped_weights_on_the_embedded_images(mini: Dataset) -
     found = accuracy_of_resnet_20(mini)
 
     assert found.images == 1000
-    assert found.top1 == pytest.approx(0.606, abs=0.002)
-    assert found.top5 == pytest.approx(0.884, abs=0.002)
+    assert found.top1 == pytest.approx(0.660, abs=0.002)
+    assert found.top5 == pytest.approx(0.906, abs=0.002)
 
 
 @pytest.mark.slow

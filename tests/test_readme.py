@@ -27,7 +27,8 @@ from training.recipes import RECIPES
 from zoo.checkpoint import Checkpoint
 from zoo.data import load_dataset
 from zoo.evaluate import evaluate
-from zoo.models import list_models
+from zoo.models import create_model, list_models
+from zoo.pretrained import card
 from zoo.session import EagerSession
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,16 @@ def test_the_longer_run_is_as_told() -> None:
     minutes = f"{long.train_seconds / 60:.0f} minutes"
     assert f"`--epochs 40` it is {long.test_top1:.2%} in {minutes}" in " ".join(README.split())
     assert f"{long.test_top1:.2%}, {minutes}" in RECIPES["quick"].expected
+
+
+def test_the_trained_weights_are_as_told() -> None:
+    shipped = card("resnet_20")
+    run = RESULTS / "runs" / "improved_resnet20_convnext-s0"
+
+    told = " ".join(README.split())
+    assert f"come with the package ({shipped.test_top1:.2%} top-1" in told
+    assert f"]({run.relative_to(ROOT)}/) ({Checkpoint.open(run).meta.test_top1:.2%})" in told
+    create_model("improved_resnet20_convnext", pretrained=True, weights=run)
 
 
 @pytest.mark.parametrize("run", ["resnet_20-s0-2", "improved_resnet20_convnext-s0"])
