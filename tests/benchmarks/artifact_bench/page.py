@@ -31,11 +31,11 @@ rounds of the ratio to the faster of eager NCHW and eager channels-last at that 
 95% interval from six rounds on. On one thread it is processor time.
 
 Top-1 is that of this very file on the whole test split. Most networks were trained briefly, for
-this alone: "images" is how many passed through the training, with repetition. An untrained network
-has no top-1, and its cell is empty. The share of images whose class is eager's, and the largest
-error of a logit, are of 1,000 test images that no artifact was made with. An artifact keeps its
-accuracy where it loses less than {100 * KEEPS:.1f} points of eager's. Weights of int8 have 7 bits,
-whose sums no CPU clips, or are said to have 8; before commit 3e9602e int8 rounded the logits too.
+this alone: "images" is how many passed through the training, with repetition, where the record
+tells. The share of images whose class is eager's, and the largest error of a logit, are of 1,000
+test images that no artifact was made with. An artifact keeps its accuracy where it loses less than
+{100 * KEEPS:.1f} points of eager's. Weights of int8 have 7 bits, whose sums no CPU clips, or are
+said to have 8.
 """
 
 
@@ -170,15 +170,13 @@ def _table(sheets: Sequence[Sheet], threads: int) -> str:
 def _fact_cells(sheet: Sheet, entry: Entry) -> list[str]:
     error = entry.max_abs_error
     return [
-        *(sheet.model, _training(sheet), entry.backend, _precision(entry)),
+        *(sheet.model, _images(sheet), entry.backend, _precision(entry)),
         *(percent(entry.top1), percent(entry.agreement, 1)),
         *("" if error is None else f"{error:.1e}", mebibytes(entry.file_bytes)),
     ]
 
 
-def _training(sheet: Sheet) -> str:
-    if sheet.run is None:
-        return "untrained"
+def _images(sheet: Sheet) -> str:
     return "" if sheet.trained_images is None else f"{sheet.trained_images:,}"
 
 

@@ -68,7 +68,7 @@ class Entry:
     reason: str | None = None  # why there is no artifact
     runtime: str | None = None
     file_bytes: int | None = None
-    top1: float | None = None  # in [0, 1]; None for an untrained network
+    top1: float | None = None  # in [0, 1]
     accuracy_images: int | None = None
     agreement: float | None = None  # share of images whose class is eager's; None for torch
     agreement_images: int | None = None
@@ -87,7 +87,7 @@ class Sheet:
     """One network."""
 
     model: str
-    run: str | None  # None: untrained, as in records of before each network was trained
+    run: str
     dataset: str
     dataset_digest: str  # of all of it
     environment: Mapping[str, Any]
