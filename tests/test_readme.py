@@ -84,6 +84,13 @@ def row(one: Measurement, many: Measurement) -> str:
     )
 
 
+def test_the_artifacts_are_of_as_many_networks_as_told() -> None:
+    networks = list((RESULTS / "artifacts" / "networks").glob("*.json"))
+
+    assert "[Every artifact of six networks](" in README
+    assert len(networks) == 6
+
+
 def test_the_table_is_that_of_the_records() -> None:
     shown = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
 
