@@ -16,7 +16,7 @@ from training.batch_share import BatchShare
 from training.kernels import Choice, restore, use_fast_kernels
 from training.pace import paced
 from training.pipeline import is_copied, make_source
-from training.precision import DTYPES
+from training.precision import DTYPES, keep_depthwise_in_fp32
 from training.prediction import Prediction
 from training.recipe import Recipe, Runtime
 from training.step import Step
@@ -119,6 +119,7 @@ class Trainer:
         self.plain = model.to(self.device)
         if runtime.channels_last:
             self.plain = self.plain.to(memory_format=torch.channels_last)
+        keep_depthwise_in_fp32(self.plain, recipe.precision, self.device)
         self.stepper = Step(
             self.plain,
             recipe,

@@ -1,6 +1,7 @@
 """The number format of the matrix products, by the chip."""
 
 import torch
+from torch import Tensor, nn
 
 from training.recipe import Recipe
 from zoo.environment import cpu_flags, has_bf16_units
@@ -43,6 +44,33 @@ def slow_format(precision: str, device: torch.device) -> str | None:
         "this CPU has no units for bf16 and computes in it many times slower than in fp32: "
         "--set precision=fp32"
     )
+
+
+class DepthwiseInFp32(nn.Conv2d):
+    """A convolution that computes in fp32 and answers in the format of its surroundings."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C, H, W)."""
+        device = input.device.type
+        with torch.autocast(device, enabled=False):
+            y = super().forward(input.float())
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+
+def keep_depthwise_in_fp32(network: nn.Module, precision: str, device: torch.device) -> None:
+    """Have depthwise convolutions of a network that trains in bf16 on a CPU compute in fp32.
+
+    All but 3x3 ones with stride 1, which oneDNN does well. For others it takes up to seven times as
+    long in bf16, and where they have dilation it reads foreign memory for the weights' gradient
+    (docs/decisions/0014). Parameters and names stay as they are.
+    """
+    if device.type != "cpu" or precision != "bf16":
+        return
+    for module in network.modules():
+        if type(module) is not nn.Conv2d or not module.groups == module.in_channels > 1:
+            continue
+        if (module.kernel_size, module.stride, module.dilation) != ((3, 3), (1, 1), (1, 1)):
+            module.__class__ = DepthwiseInFp32
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

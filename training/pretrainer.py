@@ -17,7 +17,7 @@ from training.optim import make_optimizer
 from training.pace import paced
 from training.philox import Numbers, make_key
 from training.pipeline import make_source
-from training.precision import autocast
+from training.precision import autocast, keep_depthwise_in_fp32
 from training.pretrain_folder import PretrainingMetrics
 from training.pretraining import Pretraining
 from training.schedule import learning_rate
@@ -83,6 +83,7 @@ class Pretrainer:
         self.method = make_method(settings, self.backbone)
         for part in (self.method.learns, self.method.rest):
             part.to(self.device).to(memory_format=torch.channels_last)
+            keep_depthwise_in_fp32(part, recipe.precision, self.device)
         self.masks = infinite_buffers(self.method.learns, "0") | infinite_buffers(
             self.method.rest, "1"
         )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from profiling.samples import Ratio, ratio_of_rounds
 from profiling.tables import markdown_table
-from training.precision import DTYPES, resolve_precision
+from training.precision import DTYPES, keep_depthwise_in_fp32, resolve_precision
 from zoo import command
 from zoo.environment import capture
 from zoo.errors import RecordError
@@ -111,7 +111,7 @@ def compare(name: str, device: str, *, environment_key: str, machine: str) -> Co
     batch = int(min(most, max(least, WORK[device] / model_spec(name).macs)))
     precision = resolve_precision("auto", torch.device(device))
     last, first = (
-        _passes(name, batch, device, DTYPES.get(precision), memory_format)
+        _passes(name, batch, device, precision, memory_format)
         for memory_format in (torch.channels_last, torch.contiguous_format)
     )
     last(), first()  # the first pass of each makes what later ones keep
@@ -132,13 +132,15 @@ def _passes(
     name: str,
     batch: int,
     device: str,
-    dtype: torch.dtype | None,
+    precision: str,
     memory_format: torch.memory_format,
 ) -> Callable[[], float]:
     """What runs one forward and backward pass and returns its milliseconds."""
     torch.manual_seed(0)
     network = create_model(name, num_classes=100).train()
     network = network.to(device).to(memory_format=memory_format)
+    keep_depthwise_in_fp32(network, precision, torch.device(device))
+    dtype = DTYPES.get(precision)
     images = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=memory_format)
     labels = torch.randint(0, 100, (batch,), device=device)
 
