@@ -1,5 +1,6 @@
 """Build a TensorRT engine from a typed ONNX graph: strongly typed, one profile over the batch."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from export.to_onnx import refuse_one_attention
 from zoo.errors import ArtifactError, MachineError, ZooError
 from zoo.files import write_atomic
 from zoo.machine import Gpu
+
+MOST_ELEMENTS = 2**31 - 1  # of one value, for any batch of the profile (NVIDIA/TensorRT#4408)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,11 +116,28 @@ def _parse(graph: bytes, network: Any, flavor: Flavor, log: MessageLog) -> Any:
 def _add_profile(builder: Any, network: Any, config: Any, opt_batch: int) -> tuple[int, int, int]:
     tensor = network.get_input(0)
     rest = tuple(tensor.shape)[1:]
-    batches = (1, opt_batch, MAX_BATCH)
+    largest = _largest_batch(network)
+    batches = (1, min(opt_batch, largest), largest)
     profile = builder.create_optimization_profile()
     profile.set_shape(tensor.name, *[(batch, *rest) for batch in batches])
     config.add_optimization_profile(profile)
     return batches
+
+
+def _largest_batch(network: Any) -> int:
+    """MAX_BATCH, or fewer images where a value would have more elements than TensorRT takes.
+
+    A free axis has length -1. Where another than the batch is free, a value was reshaped from one
+    that counts, and has a product of 0 or less, or too small a one.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    shapes = [
+        tuple(layer.get_output(index).shape)
+        for layer in layers
+        for index in range(layer.num_outputs)
+    ]
+    most = max((math.prod(shape[1:]) for shape in shapes if shape[:1] == (-1,)), default=1)
+    return min(MAX_BATCH, MOST_ELEMENTS // max(most, 1))
 
 
 def _configure(config: Any, flavor: Flavor, options: ExportOptions, gpu: Gpu | None) -> str:

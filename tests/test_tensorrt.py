@@ -181,6 +181,20 @@ def test_a_network_with_a_condition_is_built(rtx: Flavor, tmp_path: Path) -> Non
     assert facts["network_layers"]["convolution"] == {"fp32": 1}
 
 
+@pytest.mark.parametrize(("opt", "profile"), [(256, [1, 256, 2047]), (4096, [1, 2047, 2047])])
+def test_the_largest_batch_has_no_value_with_more_elements_than_tensorrt_takes(
+    rtx: Flavor, opt: int, profile: list[int], tmp_path: Path
+) -> None:
+    """As resnext_29_8x64d has, for which TensorRT 10 would build nothing."""
+    wide = nn.Sequential(nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    graph = onnx_graph(wide.eval(), random_images(2), metadata=METADATA)
+    options = replace(OPTIONS, opt_batch=opt)
+
+    facts = write_engine(graph, tmp_path / "x.engine", rtx, precision="fp32", options=options)
+
+    assert facts["batch_min_opt_max"] == profile
+
+
 def test_a_graph_of_another_precision_is_no_engine(
     graph: onnx.ModelProto, rtx: Flavor, tmp_path: Path
 ) -> None:
