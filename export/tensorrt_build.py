@@ -20,6 +20,7 @@ from zoo.errors import ArtifactError, MachineError, ZooError
 from zoo.files import write_atomic
 from zoo.machine import Gpu
 
+RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"  # a feature of TensorRT from 10.10 on
 MOST_ELEMENTS = 2**31 - 1  # of one value, for any batch of the profile (NVIDIA/TensorRT#4408)
 
 
@@ -145,6 +146,8 @@ def _configure(config: Any, flavor: Flavor, options: ExportOptions, gpu: Gpu | N
     trt = flavor.trt
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else it names no types
+    if hasattr(trt.PreviewFeature, RESIZE):  # else every batch takes the memory of the largest
+        config.set_preview_feature(getattr(trt.PreviewFeature, RESIZE), True)
     if options.trt_workspace_mib is not None:
         bytes_ = options.trt_workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, bytes_)

@@ -32,6 +32,7 @@ class ConfigWithoutGpu:
 
     def __init__(self) -> None:
         self.flags: list[str] = []
+        self.features: list[str] = []
         self.hardware_compatibility_level: str | None = None
         self.cache: CacheWithoutGpu | None = None
 
@@ -40,6 +41,10 @@ class ConfigWithoutGpu:
 
     def set_flag(self, flag: str) -> None:
         self.flags.append(flag)
+
+    def set_preview_feature(self, feature: str, enable: bool) -> None:
+        assert enable
+        self.features.append(feature)
 
     def add_optimization_profile(self, profile: object) -> None:
         pass
@@ -60,6 +65,7 @@ class TensorRtWithoutGpu:
     ILogger = Logger
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     BuilderFlag = SimpleNamespace(TF32="TF32", VERSION_COMPATIBLE="VERSION_COMPATIBLE")
+    PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="ALIASED")
     ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
 
@@ -117,6 +123,19 @@ def test_an_engine_for_later_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert runs_on == "compute capability 8.0 and later"
     assert trt.config.hardware_compatibility_level == "AMPERE_PLUS"
+
+
+def test_a_small_batch_takes_little_memory_from_tensorrt_10_10_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = TensorRtWithoutGpu(), TensorRtWithoutGpu()
+    resize = SimpleNamespace(RUNTIME_ACTIVATION_RESIZE_10_10="RESIZE")
+    monkeypatch.setattr(new, "PreviewFeature", resize)
+
+    for trt in (old, new):
+        built(trt, monkeypatch)
+
+    assert (old.config.features, new.config.features) == ([], ["RESIZE"])
 
 
 @pytest.mark.parametrize(("stored", "after"), [(b"", b" and new"), (b"old", b"old and new")])
