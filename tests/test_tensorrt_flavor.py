@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from export import tensorrt_api
-from export.tensorrt_api import Flavor, check_gpu, installed, load_flavor
+from export import tensorrt_api, tensorrt_run
+from export.tensorrt_api import Flavor, MessageLog, check_gpu, installed, load_flavor
 from zoo.errors import MachineError, MissingPackageError, ZooError
 from zoo.machine import Gpu
 
 V100 = Gpu(name="Tesla V100-SXM2-16GB", capability=(7, 0))
+H200 = Gpu(name="NVIDIA H200", capability=(9, 0))
 T4 = Gpu(name="Tesla T4", capability=(7, 5))
 
 
@@ -173,6 +175,45 @@ def test_a_gpu_without_code_is_told_what_runs_on_it(found: Flavor, card: Gpu, me
         check_gpu(found, card)
 
     assert str(caught.value) == message
+
+
+class RefusingRuntime:
+    """Of a TensorRT that did not write the engine."""
+
+    def __init__(self, logger: object) -> None:
+        pass
+
+    def deserialize_cuda_engine(self, plan: bytes) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("version", "card", "message"),
+    [
+        (
+            "11.4.0.106",
+            H200,
+            r"is no engine for this GPU .*\(TensorRT 11.4.0.106: it gave no reason",
+        ),
+        ("11.4.0.106", V100, "^TensorRT 11.4.0.106 has no code for the Tesla V100"),
+        ("10.4.0.26", V100, r"is no engine for this GPU .*\(TensorRT 10.4.0.26: it gave no reason"),
+    ],
+)
+def test_a_flavor_without_code_for_the_gpu_hides_nothing_of_the_other(
+    version: str, card: Gpu, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    severity = SimpleNamespace(ERROR=0, INTERNAL_ERROR=1, VERBOSE=2)
+    logger = type("Logger", (), {"Severity": severity})
+    trt = SimpleNamespace(__version__=version, Runtime=RefusingRuntime, ILogger=logger)
+    found = {"tensorrt": Flavor(name="tensorrt", trt=trt), "rtx": flavor("rtx", "1.7.1.116")}
+    monkeypatch.setattr(tensorrt_run, "installed", lambda device: tuple(found))
+    monkeypatch.setattr(tensorrt_run, "load_flavor", lambda name, device: found[name])
+    monkeypatch.setattr(tensorrt_run, "message_log", MessageLog)
+    engine = tmp_path / "trt-fp32.engine"
+    engine.touch()
+
+    with pytest.raises(ZooError, match=message):
+        tensorrt_run.deserialize(engine, device="cuda", gpu=card)
 
 
 def test_importing_the_target_loads_no_tensorrt() -> None:
