@@ -1,9 +1,11 @@
 """TensorRT engines, of TensorRT 10.4 and later or of TensorRT-RTX, each beside its typed ONNX."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from export.onnx_file import load_onnx
@@ -100,7 +102,11 @@ class TensorRtTarget:
             )
         if precision in ("fp16", "int8"):
             graph = typed_fp16(graph)
-        written = write_engine(graph, path, flavor, precision=precision, options=options, gpu=gpu)
+        # TensorRT builds on the GPU that is the current one.
+        with torch.cuda.device(options.device) if gpu else nullcontext():
+            written = write_engine(
+                graph, path, flavor, precision=precision, options=options, gpu=gpu
+            )
         return {**written, **facts}
 
     def open(self, path: Path, *, device: str) -> InferenceSession:

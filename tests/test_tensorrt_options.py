@@ -1,14 +1,19 @@
 """Options of TensorRT itself, which only a GPU builds with: what the builder is told."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from export.target import ExportOptions
 from export.tensorrt_api import Flavor, MessageLog
 from export.tensorrt_build import build_engine
+from export.to_tensorrt import TensorRtTarget
 from zoo.errors import ArtifactError, MachineError
 from zoo.machine import Gpu
 
@@ -136,6 +141,39 @@ def test_a_small_batch_takes_little_memory_from_tensorrt_10_10_on(
         built(trt, monkeypatch)
 
     assert (old.config.features, new.config.features) == ([], ["RESIZE"])
+
+
+def test_an_engine_is_built_on_the_gpu_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[str] = []
+
+    @contextmanager
+    def device(name: str) -> Iterator[None]:
+        current.append(name)
+        yield
+        current.pop()
+
+    def write(*_: object, options: ExportOptions, **__: object) -> dict[str, Any]:
+        return {"built_on": current[-1]}
+
+    flavor = Flavor(name="tensorrt", trt=TensorRtWithoutGpu())
+    monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("export.to_tensorrt.load_flavor", lambda name, device: flavor)
+    monkeypatch.setattr("export.to_tensorrt._gpu", lambda device: A100)
+    monkeypatch.setattr("export.to_tensorrt.onnx_graph", lambda *_, **__: None)
+    monkeypatch.setattr("export.to_tensorrt.write_engine", write)
+
+    facts = TensorRtTarget().export(
+        nn.Flatten(),
+        torch.zeros(2, 3, 8, 8),
+        tmp_path / "x.engine",
+        precision="fp32",
+        metadata={},
+        options=ExportOptions(device="cuda:1"),
+    )
+
+    assert facts == {"built_on": "cuda:1"}
 
 
 @pytest.mark.parametrize(("stored", "after"), [(b"", b" and new"), (b"old", b"old and new")])
