@@ -189,10 +189,13 @@ def _hand_over(artifact: "Artifact", args: argparse.Namespace) -> list[int]:
 
 def _prove(args: argparse.Namespace) -> int:
     """Prove files that are named, and those of runs whose proof is pending."""
+    from export.onnx_session import check_provider
     from export.opening import run_of
     from export.write import prove_artifact
     from zoo.doctor import require_kernels
 
+    if args.provider is not None:
+        check_provider(args.provider, args.device or "cpu")
     artifacts, codes = _to_prove(args)
     if not artifacts and not codes:
         _say("no proof is pending")

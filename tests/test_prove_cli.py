@@ -295,6 +295,21 @@ def test_one_that_is_of_no_use_stops_no_other(
     assert "trt fp32 agrees with eager" in proven
 
 
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        ("cuda", "--provider cuda needs --device cuda, got cpu"),
+        ("tensort", "no provider named 'tensort': did you mean tensorrt?"),
+    ],
+)
+def test_a_provider_that_does_not_fit_is_refused_whatever_waits(
+    provider: str, message: str, pending: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--prove", "--provider", provider, str(pending.parents[1])]) == 2
+
+    assert capsys.readouterr().err == f"zoo-export: {message}\n"
+
+
 @pytest.mark.parametrize("max_drop", ["a", [1], float("nan"), None, 5, True, -0.1])
 def test_what_int8_may_lose_is_a_share(
     max_drop: object, copied: Path, capsys: pytest.CaptureFixture[str]
