@@ -385,6 +385,20 @@ def test_a_signal_saves_in_all_processes(
 
 
 @pytest.mark.slow
+def test_a_reader_that_leaves_ends_all_processes(command: list[str], tmp_path: Path) -> None:
+    """The first process alone writes: its error, between two epochs, is no reason to hang."""
+    options = ("--epochs", "5000", "--runs", str(tmp_path), "--max-restarts", "0")
+    with begin(command, *options) as process:
+        assert process.stderr is not None
+        assert any("predicted" in line for line in process.stderr)
+
+        process.stderr.close()
+
+        assert process.wait(timeout=DEADLINE) != 0
+    assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done >= 1
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a process of its parent's end"
 )

@@ -5,16 +5,19 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, Signal, few_of_each, lines, outcome
 
 from training import train
+from training.saver import Saver
 from training.state import read_state
 from zoo.checkpoint import Checkpoint, RunMeta, newest_run, save_run
 from zoo.command import run
 from zoo.errors import CheckpointError
+from zoo.signals import StopRequest
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -181,6 +184,33 @@ def test_an_error_between_epochs_loses_no_epoch(tmp_path: Path) -> None:
         train(TINY, SHORT, CPU, few_of_each(), runs=tmp_path, on_progress=closed)
 
     assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done == 1
+
+
+class Noted:
+    """A folder that counts how often it is saved."""
+
+    saves = 0
+
+    def save(self) -> None:
+        self.saves += 1
+
+
+@pytest.mark.parametrize(("elsewhere", "saves"), [(0, 0), (1, 1)])
+def test_an_error_between_epochs_saves_in_all_processes(
+    elsewhere: int, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that go on meet the one that saves; else each would wait for the other."""
+    folder, accelerator = Noted(), SimpleNamespace(num_processes=2)
+    saver = Saver(folder, StopRequest(), accelerator, save_seconds=1e9)
+    monkeypatch.setattr("training.saver.summed", lambda _, flags: [flags[0] + elsewhere])
+
+    with saver.saved_if_cut_short():
+        pass
+
+    assert folder.saves == saves
+    with pytest.raises(BrokenPipeError), saver.saved_if_cut_short():
+        raise BrokenPipeError
+    assert folder.saves == saves + 1
 
 
 def test_a_run_stopped_after_its_last_epoch_is_finished(tmp_path: Path) -> None:

@@ -67,12 +67,16 @@ class Saver:
 
     @contextmanager
     def saved_if_cut_short(self) -> Iterator[None]:
-        """Save where the block, which lies between two epochs, ends in an error."""
+        """Save where the block, which lies between two epochs, ends in an error in any process."""
+        error: BaseException | None = None
         try:
             yield
-        except BaseException:
+        except BaseException as raised:
+            error = raised
+        if sum(summed(self.accelerator, [float(error is not None)])):
             self.save()
-            raise
+        if error is not None:
+            raise error
 
     def save(self) -> None:
         """Save now."""
