@@ -1,7 +1,9 @@
 """One optimiser step: parts of a batch, clipping, what is left behind, and the captured step."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from small_runs import SHORT, TINY, few_of_each
 from training import Recipe, Runtime
 from training.loop import Trainer
 from training.philox import Numbers
-from training.step import Step
+from training.step import WARM_UP_STEPS, Step
 from zoo.data import Dataset
+from zoo.errors import MachineError
 from zoo.models import create_model
 
 STEPS = 3
@@ -163,6 +166,63 @@ def test_the_steps_before_a_capture_lie_within_a_short_epoch(
 
     after_it = run.state()
     assert all(torch.equal(after_it[key], before[key]) for key in before)
+
+
+class BrokenCapture:
+    """A capture whose end fails too, as torch's does, with words of its own."""
+
+    def __init__(self, graph: object) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize(
+    ("failure", "wanted", "told"),
+    [
+        (RuntimeError("it looks at a value"), "auto", None),
+        (RuntimeError("it looks at a value"), "on", r"captured \(it looks at a value\)"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "auto", "CUDA out of memory"),
+        (KeyboardInterrupt("in the middle"), "auto", "in the middle"),
+    ],
+    ids=["auto", "on", "memory", "signal"],
+)
+def test_what_a_capture_met_first_is_told(
+    failure: BaseException,
+    wanted: str,
+    told: str | None,
+    few: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = trainer(SHORT, few, model=TINY).stepper
+    step.runtime = replace(step.runtime, cuda_graphs=wanted)
+    step.begin(1)
+    take, taken = step._take, []
+
+    def fail_while_capturing() -> None:
+        taken.append(None)
+        if len(taken) <= WARM_UP_STEPS:
+            return take()
+        step.plain[0].weight.grad = torch.ones_like(step.plain[0].weight)
+        raise failure
+
+    monkeypatch.setattr(step, "_take", fail_while_capturing)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: Mock())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "graph", BrokenCapture)
+
+    if told is None:
+        step.capture()
+        assert (step.graph, step.capture_failure) == (None, "it looks at a value")
+        assert all(parameter.grad is None for parameter in step.plain.parameters())
+    else:
+        kind = MachineError if wanted == "on" else type(failure)
+        with pytest.raises(kind, match=told):
+            step.capture()
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 10_000])  # of 50 images a batch

@@ -154,19 +154,26 @@ class Step:
                 self._take()
                 self.place[1] -= 1
         torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        met: BaseException | None = None
         try:
-            with torch.cuda.graph(graph):
-                self._take()
-        except RuntimeError as reason:
-            if is_out_of_memory(reason):
-                raise
+            with torch.cuda.stream(here), torch.cuda.graph(graph):  # which may not come back here
+                try:
+                    self._take()
+                except BaseException as first:
+                    met = first
+                    raise
+        except RuntimeError as last:
+            reason = met or last  # the end of a capture that failed fails too
+            if not isinstance(reason, RuntimeError) or is_out_of_memory(reason):
+                raise reason from None
             if self.runtime.cuda_graphs == "on":
                 raise MachineError(
                     f"this step cannot be captured ({first_line(reason)}): "
                     "go on with --cuda-graphs off"
                 ) from reason
             self.capture_failure = first_line(reason)
+            self.optimizer.zero_grad(set_to_none=True)  # recorded, never computed
             return
         self.graph = graph
 
