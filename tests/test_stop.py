@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and errors: what they leave, and when a run is saved."""
 
+import errno
 import os
 import signal
 import time
@@ -152,6 +153,27 @@ def test_after_ctrl_c_the_last_complete_epoch_is_usable(tmp_path: Path) -> None:
     assert (left.path / "curves.png").exists()
     with pytest.raises(CheckpointError, match=r"no complete run in .*: train one with zoo-train"):
         newest_run(tmp_path)
+
+
+def test_curves_that_cannot_be_written_hide_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_full_disk(metrics: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("training.curves.draw_curves", fake_full_disk)
+    notes: list[str] = []
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            *(TINY, SHORT, CPU, few_of_each()),
+            runs=tmp_path,
+            on_progress=Signal(1),
+            on_note=notes.append,
+        )
+
+    lost = tmp_path / FOLDER / "curves.png"
+    assert notes[-1] == f"curves.png is left out: {lost}: No space left on device"
 
 
 def test_ctrl_c_before_the_first_step_leaves_no_run(tmp_path: Path) -> None:

@@ -209,7 +209,8 @@ class RunFolder:
     def close(self, note: Callable[[str], None]) -> None:
         """Leave the curves of what was done; a new folder without a step goes.
 
-        `note` is told where what draws them is not installed.
+        `note` is told where what draws them is not installed, or they cannot be written: how the
+        run ended counts for more.
         """
         if self.trainer.rank != 0:
             return
@@ -222,8 +223,12 @@ class RunFolder:
             note(f"{CURVES} is left out: matplotlib is not installed")
         else:
             from training.curves import draw_curves
+            from zoo.command import describe
 
-            draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
+            try:
+                draw_curves([asdict(line) for line in self.lines], self.path / CURVES)
+            except OSError as reason:
+                note(f"{CURVES} is left out: {describe(reason)}")
 
 
 def first_meta(
