@@ -165,6 +165,27 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("NaN", "NaN is no number"),
+        ("-Infinity", "-Infinity is no number"),
+        (r'"\uD83d!"', "surrogates not allowed"),
+    ],
+)
+def test_what_only_python_takes_for_json_is_damage(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(f'{{"b": {text}}}')
+
+    with pytest.raises(ZooError, match=f"a.json is not valid JSON .*{reason}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(r'"\ud83d\ude00"')
+
+    assert read_json(tmp_path / "a.json") == "\N{GRINNING FACE}"
+
+
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
 

@@ -37,9 +37,17 @@ GOOD: dict[str, object] = {
 }
 
 
-def test_an_integer_beyond_all_floats_is_none() -> None:
-    with pytest.raises(TypeError, match=r"^share is no float$"):
-        from_plain(Outer, {**GOOD, "share": 10**400})
+@pytest.mark.parametrize("name", ["count", "share"])
+@pytest.mark.parametrize("value", [10**29, -(10**29), 10**400])
+def test_a_number_beyond_all_counts_is_refused(name: str, value: int) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is too large$"):
+        from_plain(Outer, {**GOOD, name: value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(TypeError, match=f"^share is {value}$"):
+        from_plain(Outer, {**GOOD, "share": value})
 
 
 def test_json_becomes_the_dataclass() -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from zoo.errors import ZooError
 
@@ -150,17 +150,27 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, error: type[ZooError] = ZooError) -> Any:
     """Read a JSON file.
 
+    NaN and infinity, which Python would read, are not JSON, and neither is half a character.
+
     Raises:
         ZooError: (or the class given) the file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        value = json.loads(data, parse_constant=_no_number)
+        if b"\\ud" in data.lower():  # perhaps half of a surrogate pair, which nothing can print
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}") from None
     except (ValueError, RecursionError) as reason:
         raise error(f"{path} is not valid JSON ({reason}): is it damaged?") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def sha256_file(path: Path) -> str:

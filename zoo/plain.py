@@ -1,12 +1,13 @@
 """Dataclasses from JSON that anybody may have edited: every type is checked."""
 
+import math
 import types
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LARGEST = 2**63  # of what is counted; a number beyond it is damage
 
 
 def from_plain(kind: type[T], value: object, *, known_only: bool = False) -> T:
@@ -35,6 +36,10 @@ def from_plain(kind: type[T], value: object, *, known_only: bool = False) -> T:
 
 
 def _checked(hint: Any, value: Any, name: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{name} is {value}")
+    if isinstance(value, int) and hint is not Any and abs(value) > LARGEST:
+        raise TypeError(f"{name} is too large")
     if type(value) is hint:  # nearly always, and records hold thousands of samples
         return value
     origin = get_origin(hint)
@@ -56,8 +61,7 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
     elif isinstance(hint, type) and is_dataclass(hint):
         return from_plain(hint, value)
     elif hint is float and isinstance(value, int | float) and not is_bool:
-        with suppress(OverflowError):  # an integer beyond all floats
-            return float(value)
+        return float(value)
     elif origin is None and isinstance(value, hint) and is_bool == (hint is bool):
         return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
