@@ -19,7 +19,11 @@ def _call(command: str, target: str, needs: tuple[str, ...] = PACKAGES) -> int:
     if complaint:
         print(f"{command}: {complaint}", file=sys.stderr)
         return 2
-    code: int = resolve_name(target)()
+    try:
+        code: int = resolve_name(target)()
+    except KeyboardInterrupt:  # while the packages were imported, or the options read
+        print(f"{command}: interrupted", file=sys.stderr)
+        return 130
     return code
 
 

@@ -2,10 +2,12 @@ import argparse
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 import pytest
 
+import cifar_zoo
 from zoo.command import Parser, names, positive_int, positive_ints, positive_seconds, run
 from zoo.errors import MachineError, MissingPackageError, ZooError
 
@@ -43,6 +45,29 @@ def test_sigterm_is_143(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 143
     assert capsys.readouterr().err == "zoo-x: terminated\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_streams_that_the_caller_closed_take_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+
+    def body() -> None:
+        print("said to nobody")
+        sys.stderr.write(sys.stdin.read())
+
+    assert run("zoo-x", body) == 0
+    assert run("zoo-x", raiser(ZooError("wrong"))) == 2
+    for name in ("stdin", "stdout", "stderr"):
+        getattr(sys, name).close()
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cifar_zoo, "resolve_name", lambda target: raiser(KeyboardInterrupt())())
+
+    assert cifar_zoo.list_models() == 130
+    assert capsys.readouterr().err == "zoo-list: interrupted\n"
 
 
 def test_a_bug_keeps_its_traceback() -> None:

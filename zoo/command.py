@@ -131,6 +131,7 @@ def run(command: str, body: Callable[[], int | None]) -> int:
     the memory that it frees: see `zoo.allocator`.
     """
     keep_memory()
+    _open_streams()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = body()
@@ -153,6 +154,13 @@ def run(command: str, body: Callable[[], int | None]) -> int:
         return 143
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _open_streams() -> None:
+    """Put the null device where the caller closed a standard stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def describe(error: OSError) -> str:
