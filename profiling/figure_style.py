@@ -6,6 +6,7 @@ Sizes are those of print: a figure is as wide as the text of an A4 page, and no 
 
 import io
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -74,7 +75,9 @@ def looks(series: Iterable[str]) -> dict[str, Look]:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Our style within, and whatever the caller had set afterwards."""
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; the tables have it.
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
         matplotlib.rcdefaults()  # a user's own settings would make another figure
         matplotlib.rcParams.update(STYLE)
         yield

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from profiling.record import OK, Measurement
 from profiling.roofline import Roof, share_of_roof
 from zoo.environment import Environment
-from zoo.text import aligned
+from zoo.text import aligned, printable
 
 CSV_FIELDS = (
     *("model", "backend", "runtime", "precision", "batch", "status", "reason"),
@@ -296,8 +296,12 @@ def markdown(table: Table) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table that is legible as it stands; the first `left` columns hold names."""
-    header, *body = aligned(lines, right=range(left, len(lines[0])))
+    """A Markdown table that is legible as it stands; the first `left` columns hold names.
+
+    What others wrote ends neither a cell nor a line.
+    """
+    whole = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
+    header, *body = aligned(whole, right=range(left, len(lines[0])))
     rule = [
         "-" * len(cell) if column < left else "-" * (len(cell) - 1) + ":"
         for column, cell in enumerate(header)

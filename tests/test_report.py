@@ -85,6 +85,18 @@ def test_plot_leaves_no_settings_behind(records: list[Measurement]) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
+def test_any_name_of_a_run_fits_into_tables_and_plot(tmp_path: Path) -> None:
+    name = "\u5b9f\u9a13 a|b <script>\n$x$"
+    record = measurement(p50_ms=4.0, source=replace(SOURCE, run=name))
+
+    report = write_report([record], tmp_path)  # a warning would be an error
+
+    header, _, row = [line for line in report.markdown.splitlines() if line.startswith("|")]
+    assert row.replace(r"\|", "").count("|") == header.count("|")
+    assert "\u5b9f\u9a13 a\\|b <script>?$x$" in row
+    assert "<script>" not in report.page.read_text()
+
+
 def test_subset_is_called_a_demonstration(tmp_path: Path) -> None:
     mini = replace(SOURCE, dataset="cifar100-mini")
 
