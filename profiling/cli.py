@@ -163,9 +163,10 @@ def _known_backends() -> tuple[str, ...]:
 def _check_writable(folder: Path) -> None:
     """Fail before minutes of measuring rather than after; OSError ends in one line."""
     from profiling.record import RECORDS
+    from zoo.files import naming
 
     (folder / RECORDS).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder / RECORDS):
+    with naming(folder / RECORDS), tempfile.TemporaryFile(dir=folder / RECORDS):
         pass
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,28 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
     assert answer.stdout == f"{tmp_path / 'big'} File too large\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (lambda folder: write_atomic(folder / "a.txt", "new"), "a.txt"),
+        (lambda folder: fill_the_disk(folder / "net.xml", folder / "net.json"), ""),
+    ],
+)
+def test_what_cannot_be_begun_names_no_temporary_file(
+    write: Callable[[Path], None], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path, prefix: str, suffix: str = "") -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"{dir}/{prefix}12345678{suffix}")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        write(tmp_path)
+
+    assert caught.value.filename == str(tmp_path / named)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

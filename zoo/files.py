@@ -25,7 +25,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written or the disk is full; `path` is as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="".join(path.suffixes))
+    with naming(path):
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=".part-", suffix="".join(path.suffixes)
+        )
     os.close(handle)
     part = Path(name)
     try:
@@ -102,12 +105,23 @@ def _part_folder(parent: Path) -> Iterator[Path]:
     """A temporary folder; those that processes left there which were killed are removed."""
     parent.mkdir(parents=True, exist_ok=True)
     _drop_left(parent)
-    part = Path(tempfile.mkdtemp(dir=parent, prefix=".part-"))
+    with naming(parent):
+        part = Path(tempfile.mkdtemp(dir=parent, prefix=".part-"))
     try:
         with locked(part):
             yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name `path` in place of a temporary file that could not be made for it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 @contextmanager
