@@ -109,11 +109,11 @@ def _source(path: Path, *, trust: bool) -> "Artifact | RunMeta":
     try:
         return find_artifact(path) if trust else vouched(path)
     except ArtifactError as reason:
-        if not trust and path.is_file() and target_of(path) is not None:
-            raise ArtifactError(f"{reason}; --trust opens it all the same") from None
-        run = run_of(path) if trust else None
-        if run is not None:
+        run = run_of(path)
+        if run is not None and trust:
             return run.meta
+        if run is not None and path.is_file() and target_of(path) is not None:
+            raise ArtifactError(f"{reason}; --trust opens it all the same") from None
         if trust and path.is_file():
             raise ArtifactError(
                 f"{first_line(reason)}; outside its run nothing else says which images it takes: "

@@ -44,8 +44,8 @@ def test_the_commands_say_why_and_which_option_they_have(
     assert codes == [2, 2, 2]
     why = (
         f"{path} has no manifest theirs.json beside it: write it again with zoo-export; opening it "
-        "can run code, for which a manifest has to vouch; --trust opens it all the same"
-    )
+        "can run code, for which a manifest has to vouch"
+    )  # and --trust would not open it: nothing but a run says which images it takes
     assert capsys.readouterr().err.splitlines() == [
         f"zoo-predict: {why}",
         f"zoo-eval: {why}",
