@@ -76,7 +76,7 @@ def test_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_gradient_of_a_dilated_convolution_in_bf16_holds_foreign_memory() -> None:
-    """Where the CPU has AVX-512, oneDNN's gradient of such weights is of the size of the rest."""
+    """Of oneDNN's own kernel for bf16 it does, on CPUs with AVX-512."""
     torch.manual_seed(0)
     network = nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=32, bias=False)
     network.to(memory_format=torch.channels_last)

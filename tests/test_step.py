@@ -168,7 +168,7 @@ def test_the_steps_before_a_capture_lie_within_a_short_epoch(
     assert all(torch.equal(after_it[key], before[key]) for key in before)
 
 
-class BrokenCapture:
+class FakeBrokenCapture:
     """A capture whose end fails too, as torch's does, with words of its own."""
 
     def __init__(self, graph: object) -> None: ...
@@ -213,7 +213,7 @@ def test_what_a_capture_met_first_is_told(
         monkeypatch.setattr(torch.cuda, name, lambda device: Mock())
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
-    monkeypatch.setattr(torch.cuda, "graph", BrokenCapture)
+    monkeypatch.setattr(torch.cuda, "graph", FakeBrokenCapture)
 
     if told is None:
         step.capture()

@@ -208,7 +208,7 @@ def test_an_error_between_epochs_loses_no_epoch(tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path / FOLDER).meta.epochs_done == 1
 
 
-class Noted:
+class FakeFolder:
     """A folder that counts how often it is saved."""
 
     saves = 0
@@ -222,7 +222,7 @@ def test_an_error_between_epochs_saves_in_all_processes(
     elsewhere: int, saves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that go on meet the one that saves; else each would wait for the other."""
-    folder, accelerator = Noted(), SimpleNamespace(num_processes=2)
+    folder, accelerator = FakeFolder(), SimpleNamespace(num_processes=2)
     saver = Saver(folder, StopRequest(), accelerator, save_seconds=1e9)
     monkeypatch.setattr("training.saver.summed", lambda _, flags: [flags[0] + elsewhere])
 

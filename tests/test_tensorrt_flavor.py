@@ -177,7 +177,7 @@ def test_a_gpu_without_code_is_told_what_runs_on_it(found: Flavor, card: Gpu, me
     assert str(caught.value) == message
 
 
-class RefusingRuntime:
+class FakeRefusingRuntime:
     """Of a TensorRT that did not write the engine."""
 
     def __init__(self, logger: object) -> None:
@@ -204,7 +204,7 @@ def test_a_flavor_without_code_for_the_gpu_hides_nothing_of_the_other(
 ) -> None:
     severity = SimpleNamespace(ERROR=0, INTERNAL_ERROR=1, VERBOSE=2)
     logger = type("Logger", (), {"Severity": severity})
-    trt = SimpleNamespace(__version__=version, Runtime=RefusingRuntime, ILogger=logger)
+    trt = SimpleNamespace(__version__=version, Runtime=FakeRefusingRuntime, ILogger=logger)
     found = {"tensorrt": Flavor(name="tensorrt", trt=trt), "rtx": flavor("rtx", "1.7.1.116")}
     monkeypatch.setattr(tensorrt_run, "installed", lambda device: tuple(found))
     monkeypatch.setattr(tensorrt_run, "load_flavor", lambda name, device: found[name])
