@@ -119,7 +119,7 @@ def _goals(runs: Iterable[TrainedRun]) -> str:
                     _verdict(seconds <= goal.train_s, True),
                 ]
             )
-    return _table(rows, left=3) if len(rows) > 1 else ""
+    return markdown_table(rows, left=3) if len(rows) > 1 else ""
 
 
 def _is_of(meta: RunMeta, goal: Goal) -> bool:
@@ -161,7 +161,7 @@ def _trainings(evidence: Evidence) -> str:
     if len(rows) == 1:
         return ""
     return (
-        _table(rows, left=2)
+        markdown_table(rows, left=2)
         + "\nTrain s: steps and evaluations of all epochs. Command s: all of zoo-train, or its "
         "last part where it was interrupted: start, compilation and test images too. images/s: "
         "median over the epochs.\n"
@@ -186,7 +186,7 @@ def _loops(lines: Iterable[Mapping[str, Any]]) -> str:
         speed = f"{statistics.median(found):,.0f}" if found else ""
         why = reasons.get((run, contender), "")
         rows.append([start["model"], contender, str(start["batch"]), speed, str(len(found)), why])
-    return _table(rows, left=2) if len(rows) > 1 else ""
+    return markdown_table(rows, left=2) if len(rows) > 1 else ""
 
 
 def _artifacts(manifests: Iterable[Mapping[str, Any]]) -> str:
@@ -201,7 +201,7 @@ def _artifacts(manifests: Iterable[Mapping[str, Any]]) -> str:
                 _small(parity.get("max_abs_error")),
             ]
         )
-    return _table(rows, left=4) if len(rows) > 1 else ""
+    return markdown_table(rows, left=4) if len(rows) > 1 else ""
 
 
 def _inference(records: Sequence[Measurement]) -> str:
@@ -214,7 +214,7 @@ def _inference(records: Sequence[Measurement]) -> str:
             [*(one.model, one.backend, one.precision, str(one.batch), time, speed)]
             + [percent(one.top1), why]
         )
-    return _table(rows, left=3) if len(rows) > 1 else ""
+    return markdown_table(rows, left=3) if len(rows) > 1 else ""
 
 
 def _steps(steps: Iterable[Step]) -> str:
@@ -224,12 +224,7 @@ def _steps(steps: Iterable[Step]) -> str:
             [step.step, step.status, number(step.predicted_s), number(step.seconds)]
             + [step.reason or ""]
         )
-    return _table(rows, left=2) if len(rows) > 1 else ""
-
-
-def _table(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Markdown; what others wrote must not end a cell."""
-    return markdown_table([[cell.replace("|", "/") for cell in row] for row in rows], left=left)
+    return markdown_table(rows, left=2) if len(rows) > 1 else ""
 
 
 def _small(value: float | None) -> str:

@@ -6,7 +6,7 @@ A table holds one environment and one data set; records that differ in either ne
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -296,14 +296,19 @@ def markdown(table: Table) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table that is legible as it stands; the first `left` columns hold names.
+    """A Markdown table that is legible as it stands; the first `left` columns hold names."""
+    return markdown_columns(lines, right=range(left, len(lines[0])))
+
+
+def markdown_columns(lines: Sequence[Sequence[str]], *, right: Collection[int]) -> str:
+    """The same, with the numbers in the columns `right`.
 
     What others wrote ends neither a cell nor a line.
     """
     whole = [[printable(cell).replace("|", r"\|") for cell in line] for line in lines]
-    header, *body = aligned(whole, right=range(left, len(lines[0])))
+    header, *body = aligned(whole, right=right)
     rule = [
-        "-" * len(cell) if column < left else "-" * (len(cell) - 1) + ":"
+        "-" * (len(cell) - 1) + ":" if column in right else "-" * len(cell)
         for column, cell in enumerate(header)
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))

@@ -559,4 +559,4 @@ def test_a_reason_cannot_end_its_cell(store: Store) -> None:
     page = summary(store.read())
 
     (row,) = (line for line in page.splitlines() if line.startswith("| broken"))
-    assert row.count("|") == 6
+    assert row.replace(r"\|", "").count("|") == 6

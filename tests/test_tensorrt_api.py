@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from export.tensorrt_build import RESIZE
+
 ROOT = Path(__file__).parents[1]
 APIS = {
     path.stem: {name: set(members or ()) for name, members in json.loads(path.read_text()).items()}
@@ -83,6 +85,12 @@ def test_the_walk_sees_what_it_is_for(found: set[Use]) -> None:
     assert owners >= {"", "BuilderFlag", *CLASSES.values()}
     assert ("IBuilderConfig", "clear_flag", False) in found
     assert ("BuilderFlag", "REQUIRE_USER_ALLOCATION", True) in found
+
+
+def test_the_feature_that_is_asked_for_by_name_exists() -> None:
+    there = {version for version, api in APIS.items() if RESIZE in api["PreviewFeature"]}
+
+    assert there == {"11.4", RTX}  # and not in 10.4
 
 
 def test_names_that_one_version_lacks_are_found() -> None:

@@ -157,7 +157,8 @@ class Step:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         met: BaseException | None = None
         try:
-            with torch.cuda.stream(here), torch.cuda.graph(graph):  # which may not come back here
+            # Where its end fails, torch.cuda.graph leaves a stream of its own current.
+            with torch.cuda.stream(here), torch.cuda.graph(graph):
                 try:
                     self._take()
                 except BaseException as first:

@@ -160,7 +160,8 @@ def _open_streams() -> None:
     """Put the null device where the caller closed a standard stream."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  (as long as we run)
+            setattr(sys, name, null)
 
 
 def describe(error: OSError) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from profiling.study.table import PARTS, Column, Table, grid
-from zoo.text import aligned
+from profiling.tables import markdown_columns
 
 LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -71,7 +71,8 @@ def to_markdown(table: Table, *, level: int = 1) -> str:
     for name, columns in table.parts():
         if name:
             lines.append(f"**{name}**\n")
-        lines.append(_markdown_table(grid(table, columns), columns))
+        right = [place for place, column in enumerate(columns) if not column.is_text]
+        lines.append(markdown_columns(grid(table, columns), right=right))
     return "\n".join(lines)
 
 
@@ -133,17 +134,6 @@ def latex(text: str) -> str:
     """Text as LaTeX prints it."""
     signs = text.split(PLUS_MINUS)
     return r"$\pm$".join("".join(LATEX.get(letter, letter) for letter in part) for part in signs)
-
-
-def _markdown_table(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> str:
-    right = {index for index, column in enumerate(columns) if not column.is_text}
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    header, *body = aligned(escaped, right=right)
-    rule = [
-        "-" * (len(cell) - 1) + ":" if index in right else "-" * len(cell)
-        for index, cell in enumerate(header)
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *body))
 
 
 def _latex_row(cells: Sequence[str]) -> str:
