@@ -2,11 +2,11 @@
 # make test   every feature once, against the installed package (under 15 minutes on 2 cores)
 #
 # Either does all the set-up; it needs python3 with pip. Other targets: setup, check, test-all,
-# bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts, int8, gpu,
-# zoo-speed, short-training, study, report, clean. Variables: PYTHON=python3.13, TORCH=system|cpu,
-# STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of bench-compare),
-# BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m, SLICE=9m,
-# EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
+# test-exports, bench, bench-counts, bench-compare, bench-train, scaling, memory-format, artifacts,
+# int8, gpu, zoo-speed, short-training, study, report, clean. Variables: PYTHON=python3.13,
+# TORCH=system|cpu, STACK=cpu|gpu|v100, WORKERS=4, TESTS=tests/test_doctor.py, BASE=main (of
+# bench-compare), BENCH_TRAIN="--models resnet_20,resnet_56 --seconds 20", and of gpu BUDGET=25m,
+# SLICE=9m, EVIDENCE=gpu-evidence, GPU="--steps train --models resnet_20,resnet_56".
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,10 +24,12 @@ STACK ?= $(if $(filter 7.0,$(CAPABILITY)),v100,$(if $(CAPABILITY),gpu,cpu))
 
 # What of the full matrix .ci/run adds to `make test`; the whole of .ci/run has 60 minutes.
 CI_EXTRA = slow and not gpu and not network
-# The exports of every network and the sweeps take longer than that on 2 cores: make test-all.
+# The exports of every network take longer than that on 2 cores: make test-exports.
 CI_EXTRA_TESTS = $(addprefix tests/test_,artifacts_table.py bench_cli.py bench_untrained.py cost.py \
 	costs.py counts.py elastic.py gate.py gpu_evidence.py int8_families.py killed_runs.py memory.py \
 	mission.py neighbours.py pretrained.py readme.py scaling.py short_training.py tensorrt.py)
+
+EXPORTS = tests/test_every_model_exports.py
 
 # The main job of `make demo`.
 DEMO_TRAIN = resnet_20 --dataset cifar100-mini --recipe quick --epochs 10
@@ -81,8 +83,9 @@ RUN = env -u PYTHONPATH PYTHONSAFEPATH=1 "$(VENV)/bin/python" -m
 PYTEST = ZOO_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(RUN) pytest \
 	-p no:benchmark -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all test-ci-extra check bench bench-counts bench-compare bench-train scaling \
-	memory-format artifacts int8 gpu zoo-speed short-training study report setup clean FORCE
+.PHONY: demo test test-all test-exports test-ci-extra check bench bench-counts bench-compare \
+	bench-train scaling memory-format artifacts int8 gpu zoo-speed short-training study report setup \
+	clean FORCE
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -98,7 +101,12 @@ test: setup
 	$(PYTEST) -m "not slow and not network" $(TESTS)
 
 test-all: setup
-	ZOO_TEST_REPORT=bench_results/test-all.json $(PYTEST) -m "not network" $(TESTS)
+	$(PYTEST) -m "not network" --ignore=$(EXPORTS) $(TESTS)
+	$(MAKE) test-exports
+
+# One file, so its tests and not files go to the workers; neighbours share a network.
+test-exports: setup
+	ZOO_TEST_REPORT=bench_results/test-exports.json $(PYTEST) --dist worksteal $(EXPORTS)
 
 test-ci-extra: setup
 	$(PYTEST) -m "$(CI_EXTRA)" $(CI_EXTRA_TESTS)

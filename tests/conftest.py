@@ -4,6 +4,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,18 +61,23 @@ def no_gpu() -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Write the outcome of a whole run where ZOO_TEST_REPORT says (make test-all)."""
+    """Write the outcome of a run where ZOO_TEST_REPORT says (make test-exports)."""
     path = os.environ.get("ZOO_TEST_REPORT")
     if not path:
         return
     from zoo.environment import capture, git_commit
 
     kinds = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+    reports = [(kind, report) for kind in kinds for report in terminalreporter.stats.get(kind, ())]
+    tests = Counter((report.nodeid.split("[")[0], kind) for kind, report in reports)
     outcome = {
         "commit": git_commit(ROOT),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "exit_status": int(exitstatus),
-        "counts": {kind: len(terminalreporter.stats.get(kind, ())) for kind in kinds},
+        "counts": {kind: sum(k == kind for k, _ in reports) for kind in kinds},
+        "tests": [
+            {"test": test, "outcome": kind, "count": n} for (test, kind), n in sorted(tests.items())
+        ],
         "duration_s": round(time.time() - STARTED),
         "environment": capture().to_json(),
     }
