@@ -137,6 +137,7 @@ def _write_one(
             int8_method=args.int8_method,
             int8_images=args.int8_images,
             int8_max_drop=args.int8_max_drop,
+            trt_opt_batch=args.trt_opt_batch,
             trt_flavor=args.trt_flavor,
             trt_workspace_mib=args.trt_workspace,
             trt_timing_cache=args.trt_timing_cache,

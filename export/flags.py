@@ -10,7 +10,7 @@ from zoo.errors import ZooError
 
 _INT8 = ("--int8-method", "--int8-max-drop", "--int8-images")
 _TENSORRT = (
-    *("--trt-flavor", "--trt-workspace", "--trt-timing-cache"),
+    *("--trt-flavor", "--trt-opt-batch", "--trt-workspace", "--trt-timing-cache"),
     *("--trt-version-compatible", "--trt-hardware-compatible"),
 )
 # Options that only some files are written with -> the option that asks for such a file, and with
@@ -117,6 +117,13 @@ def export_parser() -> argparse.ArgumentParser:
     tensorrt = parser.add_argument_group("TensorRT")
     tensorrt.add_argument(
         "--trt-flavor", choices=("tensorrt", "rtx"), help="without it, what is installed"
+    )
+    tensorrt.add_argument(
+        "--trt-opt-batch",
+        type=command.positive_int,
+        default=256,
+        metavar="N",
+        help="images of the batch that engines are tuned for; other sizes run too, but slower",
     )
     tensorrt.add_argument(
         "--trt-workspace",

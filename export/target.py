@@ -49,11 +49,11 @@ class ExportOptions:
 
     device: str = "cpu"  # what the file is made for: cpu, cuda or cuda:N
     opset: int | None = None  # of the ONNX graph; None: the target's own
-    opt_batch: int = 256  # images; the batch an engine is tuned for
     int8_method: str = "auto"  # or a name in export.ranges.METHODS
     int8_images: int = 512  # training images to find ranges from
     int8_max_drop: float = INT8_MAX_DROP  # of top-1 on validation and test split, in [0, 1]
     calibration: "Calibration | None" = None  # made of these by whoever knows the run
+    trt_opt_batch: int = 256  # images; the batch that an engine is tuned for
     trt_flavor: str | None = None  # "tensorrt" or "rtx"; None: what is installed
     trt_workspace_mib: int | None = None  # None: all that the device has
     trt_timing_cache: Path | None = None

@@ -40,12 +40,18 @@ def check_options(flavor: Flavor, options: ExportOptions) -> None:
     Raises:
         ZooError: an option is out of range, or has no meaning for the flavour.
     """
-    if not 1 <= options.opt_batch <= MAX_BATCH:
-        raise ZooError(f"the batch to tune for lies in 1 to {MAX_BATCH}, got {options.opt_batch}")
+    if not 1 <= options.trt_opt_batch <= MAX_BATCH:
+        raise ZooError(
+            f"--trt-opt-batch takes 1 to {MAX_BATCH} images, got {options.trt_opt_batch}"
+        )
     if options.trt_workspace_mib is not None and options.trt_workspace_mib < 1:
         raise ZooError(f"--trt-workspace takes MiB, 1 or more, got {options.trt_workspace_mib}")
     refuse_one_attention(options.opset, target="trt")
     if flavor.name != "rtx":
+        if options.trt_timing_cache is not None and options.trt_timing_cache.is_dir():
+            raise ZooError(
+                f"--trt-timing-cache takes a file, got the folder {options.trt_timing_cache}"
+            )
         return
     if options.trt_timing_cache is not None:
         raise ZooError("TensorRT-RTX has no timing cache: leave out --trt-timing-cache")
@@ -90,7 +96,7 @@ def build_engine(
     parser = _parse(graph, network, flavor, log)
     types = network_layer_types(network)
     config = builder.create_builder_config()
-    profile = _add_profile(builder, network, config, options.opt_batch)
+    profile = _add_profile(builder, network, config, options.trt_opt_batch)
     runs_on = _configure(config, flavor, options, gpu)
     cache = _timing_cache(config, flavor, log, options.trt_timing_cache)
     plan = builder.build_serialized_network(network, config)

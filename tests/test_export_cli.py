@@ -16,7 +16,7 @@ from export.artifact import Artifact
 from export.cli import main
 from export.flags import READ_BY, export_parser
 from export.opening import open_artifact
-from export.target import Tolerance
+from export.target import ExportOptions, Tolerance
 from export.to_onnx import OnnxTarget
 from export.to_tensorrt import TensorRtTarget
 from zoo.data import Dataset
@@ -230,6 +230,28 @@ def test_an_engine_is_for_the_gpu_where_there_is_one(
     assert devices == {"onnx": "cpu", "trt": device}
 
 
+def test_options_of_tensorrt_reach_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ExportOptions] = []
+
+    def note(self: TensorRtTarget, *_: object, **given: Any) -> None:
+        seen.append(given["options"])
+        raise MachineError("not today")
+
+    monkeypatch.setattr(TensorRtTarget, "export", note)
+
+    options = "--trt-opt-batch 1 --trt-workspace 9 --trt-timing-cache t --trt-version-compatible"
+    main([str(run), "--to", "trt", "--device", "cpu", *options.split()])
+
+    assert seen == [
+        ExportOptions(
+            trt_opt_batch=1,
+            trt_workspace_mib=9,
+            trt_timing_cache=Path("t"),
+            trt_version_compatible=True,
+        )
+    ]
+
+
 # What goes wrong
 
 
@@ -376,6 +398,7 @@ def test_it_is_known_who_reads_each_option_of_int8_and_tensorrt() -> None:
             ["--opset", "20", "--to", "aoti"],
             "--opset is for --to onnx or trt or openvino, got --to",
         ),
+        (["--trt-opt-batch", "1"], "--trt-opt-batch is for --to trt, got --to onnx: leave it out"),
         (["--trt-workspace", "9"], "--trt-workspace is for --to trt, got --to onnx: leave it out"),
         (
             ["--precision", "fp16,fp32", "--int8-images", "9"],

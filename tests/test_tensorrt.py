@@ -58,7 +58,7 @@ def engine(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         path,
         precision="fp16",
         metadata=METADATA,
-        options=ExportOptions(opt_batch=64),
+        options=ExportOptions(trt_opt_batch=64),
     )
     return path, dict(facts)
 
@@ -188,7 +188,7 @@ def test_the_largest_batch_has_no_value_with_more_elements_than_tensorrt_takes(
     """As resnext_29_8x64d has, for which TensorRT 10 would build nothing."""
     wide = nn.Sequential(nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     graph = onnx_graph(wide.eval(), random_images(2), metadata=METADATA)
-    options = replace(OPTIONS, opt_batch=opt)
+    options = replace(OPTIONS, trt_opt_batch=opt)
 
     facts = write_engine(graph, tmp_path / "x.engine", rtx, precision="fp32", options=options)
 
@@ -273,8 +273,8 @@ def test_quantised_biases_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opt_batch": 0}, f"the batch to tune for lies in 1 to {MAX_BATCH}, got 0"),
-        ({"opt_batch": 5000}, f"the batch to tune for lies in 1 to {MAX_BATCH}, got 5000"),
+        ({"trt_opt_batch": 0}, f"--trt-opt-batch takes 1 to {MAX_BATCH} images, got 0"),
+        ({"trt_opt_batch": 5000}, f"--trt-opt-batch takes 1 to {MAX_BATCH} images, got 5000"),
         ({"opset": 23}, "--to trt takes graphs up to opset 22, got --opset 23"),
         ({"trt_workspace_mib": 0}, "--trt-workspace takes MiB, 1 or more, got 0"),
         (

@@ -14,7 +14,7 @@ from export.target import ExportOptions
 from export.tensorrt_api import Flavor, MessageLog
 from export.tensorrt_build import build_engine
 from export.to_tensorrt import TensorRtTarget
-from zoo.errors import ArtifactError, MachineError
+from zoo.errors import ArtifactError, MachineError, ZooError
 from zoo.machine import Gpu
 
 A100 = Gpu(name="NVIDIA A100", capability=(8, 0))
@@ -215,3 +215,10 @@ def test_a_timing_cache_of_a_failed_build_is_left(
         built(TensorRtWithoutGpu(plan=None), monkeypatch, trt_timing_cache=path)
 
     assert path.read_bytes() == b"old"
+
+
+def test_a_folder_is_no_timing_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZooError) as caught:
+        built(TensorRtWithoutGpu(), monkeypatch, trt_timing_cache=tmp_path)
+
+    assert str(caught.value) == f"--trt-timing-cache takes a file, got the folder {tmp_path}"
