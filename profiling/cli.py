@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from profiling.options import IMAGE_SIZE, RESULTS, bench_parser
 from zoo import command
 from zoo.errors import RecordError, ZooError
+from zoo.text import counted
 
 if TYPE_CHECKING:
     from profiling.record import Measurement
@@ -79,7 +80,7 @@ def _bench(args: argparse.Namespace) -> int:
         written = {record.write(job.out).parent for record in records}
         _print(records, args, job.out)
         for folder in sorted(written):
-            _say(f"wrote {len(records)} records to {folder}")
+            _say(f"wrote {counted(len(records), 'record')} to {folder}")
         # What is missing but was not asked for is a fact of this machine, not a failure.
         bad = {FAILED} if args.backend is None else {record.status for record in records} - {OK}
         code = max(code, int(any(record.status in bad for record in records)))

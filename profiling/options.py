@@ -39,7 +39,7 @@ def bench_parser() -> command.Parser:
     )
     parser.add_argument(
         "--image-size",
-        type=command.positive_int,
+        type=command.image_size,
         metavar="N",
         help=f"height and width of the images of untrained networks ({IMAGE_SIZE})",
     )

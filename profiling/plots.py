@@ -19,6 +19,7 @@ from profiling.figure_style import (
 )
 from profiling.roof_panel import draw_roof, heights, under_roof
 from profiling.tables import Table, latency_points, pareto_front, place
+from zoo.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,8 +117,7 @@ def _draw(axes: "Axes", table: Table, styles: dict[str, Look]) -> None:
             zorder=2,
         )
     batch = table.batches[0]
-    images = "1 image" if batch == 1 else f"{batch} images"
-    axes.set_xlabel(f"median latency of {images} in one call, ms (log scale)")
+    axes.set_xlabel(f"median latency of {counted(batch, 'image')} in one call, ms (log scale)")
     axes.set_ylabel("test top-1, %")
     axes.set_title(f"{table.dataset} on {place_of(table)}", loc="left", color=TEXT, fontsize=LARGE)
     grid(axes)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 
 import cifar_zoo
-from zoo.command import Parser, names, positive_int, positive_ints, positive_seconds, run
+from zoo.command import (
+    Parser,
+    image_size,
+    names,
+    positive_int,
+    positive_ints,
+    positive_seconds,
+    run,
+)
 from zoo.errors import MachineError, MissingPackageError, ZooError
 
 
@@ -97,6 +105,13 @@ def test_lists_drop_what_comes_twice() -> None:
 def test_whole_numbers_are_checked(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="a whole number of 1 or more"):
         positive_int(text)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "32.5", "4097"])
+def test_sizes_of_images_are_checked(text: str) -> None:
+    assert image_size("4096") == 4096
+    with pytest.raises(argparse.ArgumentTypeError, match="expected 1 to 4096 pixels, got"):
+        image_size(text)
 
 
 @pytest.mark.parametrize("text", ["0", "x", "-1", "nan", "inf"])

@@ -174,11 +174,11 @@ def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f), "/pets is not a folder: folder:PATH needs one sub-folder"),
-        (lambda f: shutil.rmtree(f / "dog"), "/pets has 1 sub-folders, expected one for each"),
+        (lambda f: shutil.rmtree(f / "dog"), "/pets has 1 sub-folder, expected one for each"),
         (lambda f: (f / "cow").mkdir(), r"/pets/cow has 0 images \(.png, .*expected at least 2"),
         (
             lambda f: [path.unlink() for path in sorted((f / "cat").iterdir())[1:]],
-            "/pets/cat has 1 images .*, expected at least 2",
+            "/pets/cat has 1 image .*, expected at least 2",
         ),
         (
             lambda f: (f / "cat" / "1.png").write_bytes(b"GIF89a"),

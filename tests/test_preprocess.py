@@ -106,15 +106,20 @@ def test_a_crop_alone_resizes_nothing(data: Dataset) -> None:
     assert torch.equal(x, normalised(images, MEAN, STD)[:, :, 4:28, 4:28])
 
 
+CROP = r"in \(0, 1\], and image_size / crop_pct no more than 4096"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("image_size", 0, "1 or more"),
+        ("image_size", 0, "1 to 4096"),
+        ("image_size", 4097, "1 to 4096"),
         ("std", (1.0, 0.0, 1.0), "above 0 and finite"),
         ("mean", (float("nan"), 0.0, 0.0), "finite"),
         ("interpolation", "lanczos", "one of bicubic, bilinear"),
-        ("crop_pct", 0.0, r"in \(0, 1\]"),
-        ("crop_pct", 1.1, r"in \(0, 1\]"),
+        ("crop_pct", 0.0, CROP),
+        ("crop_pct", 1.1, CROP),
+        ("crop_pct", 1e-9, CROP),
     ],
 )
 def test_a_field_out_of_range_is_named(field: str, value: object, expected: str) -> None:

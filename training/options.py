@@ -20,7 +20,7 @@ from training.recipe import (
     with_settings,
 )
 from training.recipes import RECIPES, recipe_for
-from zoo.command import Parser, positive_int, positive_seconds, seed
+from zoo.command import Parser, image_size, positive_int, positive_seconds, seed
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--image-size",
-        type=positive_int,
+        type=image_size,
         metavar="S",
         help="bring the images to SxS pixels after augmentation (32: as they are stored)",
     )

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from zoo import __version__
 from zoo.allocator import keep_memory
 from zoo.errors import ZooError
+from zoo.preprocess import MAX_SIZE
 
 OUTPUT_CLOSED = 141  # the reader of our output went away, as a shell reports SIGPIPE
 
@@ -61,6 +62,13 @@ def positive_int(text: str) -> int:
     """Read one whole number of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def image_size(text: str) -> int:
+    """Read the height of images, in pixels."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_SIZE} pixels, got {text!r}")
     return int(text)
 
 

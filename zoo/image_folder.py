@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from zoo.data_formats import IMAGE_SHAPE, Arrays
 from zoo.errors import DataError
+from zoo.text import counted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # for some others Pillow starts programs
@@ -61,8 +62,8 @@ def _read_classes(folder: Path, *, at_least: int) -> dict[str, list[Pixels]]:
     ]
     if len(class_folders) < 2:
         raise DataError(
-            f"{folder} has {len(class_folders)} sub-folders, expected one for each of at least"
-            f" 2 classes, as in {folder}/cat/1.png and {folder}/dog/1.png"
+            f"{folder} has {counted(len(class_folders), 'sub-folder')}, expected one for each "
+            f"of at least 2 classes, as in {folder}/cat/1.png and {folder}/dog/1.png"
         )
     classes = {}
     for class_folder in class_folders:
@@ -73,7 +74,7 @@ def _read_classes(folder: Path, *, at_least: int) -> dict[str, list[Pixels]]:
         ]
         if len(files) < at_least:
             raise DataError(
-                f"{class_folder} has {len(files)} images ({', '.join(SUFFIXES)}), "
+                f"{class_folder} has {counted(len(files), 'image')} ({', '.join(SUFFIXES)}), "
                 f"expected at least {at_least}"
             )
         classes[class_folder.name] = [read_image(path) for path in files]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STORED_SIZE = 32  # height and width of the images of every data set
+MAX_SIZE = 4096  # height and width that images are brought to at most
 INTERPOLATIONS = ("bicubic", "bilinear")  # those of torch that know antialiasing
 
 
@@ -37,22 +38,25 @@ class Preprocessing:
         ValueError: a field lies outside what its comment allows.
     """
 
-    image_size: int  # height and width of the result, 1 or more
+    image_size: int  # height and width of the result, 1 to MAX_SIZE
     mean: tuple[float, float, float]  # per channel, of pixels in [0, 1]
     std: tuple[float, float, float]  # above 0
     interpolation: str = "bicubic"  # one of INTERPOLATIONS
-    crop_pct: float = 1.0  # share of the resized height and width that is kept, in (0, 1]
+    crop_pct: float = 1.0  # share of the resized height (MAX_SIZE at most) and width that is kept
 
     def __post_init__(self) -> None:
         checks = {
-            "image_size": (self.image_size >= 1, "1 or more"),
+            "image_size": (1 <= self.image_size <= MAX_SIZE, f"1 to {MAX_SIZE}"),
             "mean": (all(map(math.isfinite, self.mean)), "finite"),
             "std": (all(0 < value < math.inf for value in self.std), "above 0 and finite"),
             "interpolation": (
                 self.interpolation in INTERPOLATIONS,
                 f"one of {', '.join(INTERPOLATIONS)}",
             ),
-            "crop_pct": (0 < self.crop_pct <= 1, "in (0, 1]"),
+            "crop_pct": (
+                0 < self.crop_pct <= 1 and self.image_size <= self.crop_pct * MAX_SIZE,
+                f"in (0, 1], and image_size / crop_pct no more than {MAX_SIZE}",
+            ),
         }
         for field, (holds, expected) in checks.items():
             if not holds:

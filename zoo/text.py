@@ -20,6 +20,11 @@ def columns(rows: Sequence[Sequence[str]], *, right: Container[int]) -> list[str
     return ["  ".join(row).rstrip() for row in aligned(rows, right=right)]
 
 
+def counted(number: int, noun: str) -> str:
+    """1 and "image" -> "1 image"; 2 -> "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """Somebody else's text as part of a line: "?" for what ends one or steers a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -24,13 +24,13 @@ from profiling.study.figure_facts import (
     Heading,
     batches_of,
     heading,
-    images,
     surveys,
     timed,
     top1_of,
 )
 from profiling.study.figure_sheet import Sheet, legend_height, point_key, sheets
 from profiling.tables import Point, pareto_front
+from zoo.text import counted
 
 PANEL, AXIS = 3.55, 0.48  # inches: of the axes, and of what stands below
 MOST_NAMES = 30  # points of a panel that are all named; of more, only those on the front
@@ -97,7 +97,7 @@ def latency_data(comparisons: Sequence[Comparison]) -> list[CostPanel]:
                     points.append((one.arm, one.runtime, cost, top1))
             if points:
                 words = heading(comparison, comparisons, timed_on=machine)
-                what = f"median latency of {images(batch)} in one call, ms"
+                what = f"median latency of {counted(batch, 'image')} in one call, ms"
                 panels.append(_panel(words, what, points))
     return panels
 

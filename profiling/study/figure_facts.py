@@ -152,8 +152,3 @@ def _by_network(comparisons: Sequence[Comparison], dataset: str) -> tuple[Arm, .
         for trial in (t for arm in one.arms for t in arm.trials if one.dataset == dataset):
             networks.setdefault(trial.model, {})[trial.id] = trial
     return tuple(Arm(label=name, trials=tuple(t.values())) for name, t in networks.items())
-
-
-def images(batch: int) -> str:
-    """In words."""
-    return "1 image" if batch == 1 else f"{batch} images"

@@ -14,7 +14,6 @@ from profiling.study.figure_facts import (
     Timed,
     batches_of,
     heading,
-    images,
     timed,
     timed_comparisons,
 )
@@ -29,6 +28,7 @@ from profiling.study.figure_sheet import (
     shortened,
     widest,
 )
+from zoo.text import counted
 
 COLUMNS, MOST_CELLS = 4, 24  # small panels side by side, and on a sheet
 MOST_TICKS = 5  # batches that are named one by one
@@ -265,7 +265,7 @@ def _draw_calls(sheet: Sheet, panel: CallsPanel, top: float, styles: dict[str, L
         labels = [shortened(name, left - 0.15) for name in names]
         axes.set_yticks(list(names.values()), labels if column == 0 else [])
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"ms for {images(batch)} (log scale)", fontsize=SMALL)
+        axes.set_xlabel(f"ms for {counted(batch, 'image')} (log scale)", fontsize=SMALL)
         grid(axes, "x")
     runtimes = sorted({box.runtime for box in panel.boxes})
     keys = [point_key(runtime, styles[runtime]) for runtime in runtimes]
