@@ -378,6 +378,7 @@ def test_disk() -> None:
     assert doctor.check_disk(70.0).detail == "70.0 GiB free here"
     check = doctor.check_disk(0.1)
     assert (check.status, check.detail) == ("problem", "0.1 GiB free here, 0.5 needed")
+    assert check.fix == "cd FOLDER"
     assert not doctor.is_ready([check])
 
 

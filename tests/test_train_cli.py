@@ -301,7 +301,7 @@ def test_a_run_is_trained_and_resumed_by_the_command(
 
     assert again.returncode == 2
     (line,) = again.stderr.splitlines()
-    assert "is complete (1 epochs" in line
+    assert "is complete (1 epoch," in line
 
 
 def test_every_option_is_a_decision() -> None:

@@ -14,6 +14,7 @@ from zoo.checkpoint import META, Checkpoint, RunMeta, all_runs
 from zoo.data import Dataset
 from zoo.errors import CheckpointError
 from zoo.preprocess import STORED_SIZE
+from zoo.text import counted
 
 
 def run_to_continue(
@@ -122,9 +123,18 @@ def require_same_run(path: Path, stored: RunMeta, given: RunMeta) -> None:
                 f"{path} began with {what} {was}, got {now}: resume without this option, "
                 "or start a new run without --resume"
             )
+    require_unfinished(path, stored)
+
+
+def require_unfinished(path: Path, stored: RunMeta) -> None:
+    """Check that something of a run is left to be done.
+
+    Raises:
+        CheckpointError: it is complete.
+    """
     if stored.finished_at is not None:
         raise CheckpointError(
-            f"{path} is complete ({stored.epochs_done} epochs, see its {META}): "
+            f"{path} is complete ({counted(stored.epochs_done, 'epoch')}, see its {META}): "
             "start a new run without --resume"
         )
 

@@ -21,7 +21,7 @@ from training.precision import resolve_precision, slow_format
 from training.processes import Alone, Job, by_first, processes, told
 from training.recipe import Recipe, Runtime
 from training.replay import keep_failure, replay_step, require_same_data
-from training.resume import require_same_recipe, run_to_continue
+from training.resume import require_same_recipe, require_unfinished, run_to_continue
 from training.saver import Saver, stop_note
 from training.start import Start, Wanted, again, begin
 from training.state import NoState, stored_recipe
@@ -269,6 +269,7 @@ def _train(
         require_teacher(asked.recipe, asked.teacher, done.meta)
         if Job.current().restarts and done.meta.finished_at is not None:
             return done  # a process of the job ended badly after its run was complete
+        require_unfinished(path, done.meta)
     eager = _eager_step(asked, path) if asked.runtime.compile else None
     start = asked.start(path)
     trainer = asked.trainer(start)

@@ -304,7 +304,7 @@ def check_disk(free_gib: float) -> Check:
         name="disk",
         status="ok" if is_fine else "problem",
         detail=f"{free_gib:.1f} GiB free here" + ("" if is_fine else f", {FREE_GIB_NEEDED} needed"),
-        fix="" if is_fine else "make clean",
+        fix="" if is_fine else "cd FOLDER",
         is_needed=True,
     )
 
