@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from few_images import QUIET, few_images, picture_folder
 from sample_run import sample_run
+from small_runs import Signal
 from torch import Tensor
 
 import training.cli
@@ -452,10 +453,12 @@ def test_a_resume_needs_no_file(imagenet: dict[str, Tensor], few: Dataset, tmp_p
 def test_a_run_from_random_weights_takes_none_later(
     file: Path, few: Dataset, tmp_path: Path
 ) -> None:
-    done = train("resnet_20", QUIET, CPU, few, runs=tmp_path)
+    recipe = replace(QUIET, epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        train("resnet_20", recipe, CPU, few, runs=tmp_path, on_progress=Signal(1))
 
     with pytest.raises(CheckpointError, match="this run began with random weights: resume without"):
-        train("resnet_20", QUIET, CPU, few, resume=done.path, pretrained_file=file)
+        train("resnet_20", recipe, CPU, few, resume=tmp_path / "resnet_20-s0", pretrained_file=file)
 
 
 # Through the whole chain
