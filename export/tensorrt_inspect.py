@@ -182,6 +182,13 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _formats(entries: list[Any]) -> list[str]:
-    """Number formats in entries such as {"Format/Datatype": "Row major linear FP16 format"}."""
-    texts = [str(entry.get("Format/Datatype", "")).lower() for entry in entries]
-    return [WORDS[match.group()] for text in texts if (match := _WORD.search(text))]
+    """Number formats in entries such as {"Format/Datatype": "Row major linear FP16 format"}.
+
+    TensorRT 11 tells the two apart: {"Datatype": "Half", "Format": "Row major linear"}.
+    """
+    found = []
+    for entry in entries:
+        told = {str(key).lower(): str(value).lower() for key, value in entry.items()}
+        if match := _WORD.search(told.get("format/datatype", told.get("datatype", ""))):
+            found.append(WORDS[match.group()])
+    return found

@@ -72,6 +72,24 @@ def test_engine_layers_are_counted_by_the_words_of_both_generations() -> None:
     assert summarise(types) == "fp16 4, fp32 1, int8 1"
 
 
+@pytest.mark.parametrize("key", ["Datatype", "DataType"])
+def test_engine_layers_are_counted_by_the_keys_of_tensorrt_11(key: str) -> None:
+    """It tells the type and the format of a tensor apart; NVIDIA writes the key both ways."""
+
+    def tensors(*kinds: str) -> list[dict[str, str]]:
+        return [{"Name": "a", key: kind, "Format": "Row major linear"} for kind in kinds]
+
+    engine = EngineWithoutGpu(
+        [
+            {"LayerType": "kgen", "Inputs": tensors("Float"), "Outputs": tensors("Half")},
+            {"LayerType": "gemm", "Inputs": tensors("Int8", "Int8"), "Outputs": tensors("Half")},
+            {"LayerType": "kgen", "Inputs": tensors("Int64"), "Outputs": tensors("Int64")},
+        ]
+    )
+
+    assert engine_layer_types(engine, TRT) == {"gemm": {"int8": 1}, "kgen": {"fp16": 1}}
+
+
 def test_an_engine_that_names_its_layers_only_has_no_types() -> None:
     assert engine_layer_types(EngineWithoutGpu(["conv1 + relu1", "fc"]), TRT) == {}
     assert summarise({}) == "none"
