@@ -90,7 +90,7 @@ def layer_times(
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch, *image_shape), generator=generator).to(session.device)
     warm_up(session, images, seconds=WARM_UP_SHARE * budget_s)
-    clock = _cuda_clock if session.device.startswith("cuda") else _host_clock
+    clock = _cuda_clock(session.device) if session.device.startswith("cuda") else _host_clock
     whole: list[float] = []
     by_module: list[dict[str, float]] = []
     end = time.perf_counter() + (1 - WARM_UP_SHARE) * budget_s
@@ -269,10 +269,16 @@ def _host_clock() -> Mark:
     return time.perf_counter()
 
 
-def _cuda_clock() -> Mark:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+def _cuda_clock(device: str) -> Callable[[], Mark]:
+    """Events of this device's stream; that of the current device may be another's."""
+    stream = torch.cuda.current_stream(device)
+
+    def mark() -> Mark:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(stream)
+        return event
+
+    return mark
 
 
 def _between_ms(start: Mark, end: Mark) -> float:

@@ -83,7 +83,10 @@ def test_no_hook_is_left() -> None:
 
 
 class FakeEvent:
-    """Stands in for an event of a CUDA stream: each one is recorded a millisecond after another."""
+    """Stands in for an event of a CUDA stream: each one is recorded a millisecond after another.
+
+    On another stream than that of cuda:1, where the work is, nothing happens between two events.
+    """
 
     now = 0.0
 
@@ -91,8 +94,8 @@ class FakeEvent:
         assert enable_timing
         self.time = -1.0
 
-    def record(self) -> None:
-        FakeEvent.now += 1
+    def record(self, stream: str | None = None) -> None:
+        FakeEvent.now += stream == "stream of cuda:1"
         self.time = FakeEvent.now
 
     def elapsed_time(self, end: "FakeEvent") -> float:
@@ -101,10 +104,11 @@ class FakeEvent:
 
 def test_on_a_gpu_events_tell_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     session = EagerSession(model)
 
-    found = layers._timed_pass(session, torch.zeros(1, 3, 8, 8), layers._cuda_clock)
+    found = layers._timed_pass(session, torch.zeros(1, 3, 8, 8), layers._cuda_clock("cuda:1"))
 
     # came, started, ended and left of two layers, between the start and the end of the whole
     assert found == {"0": 1.0, "1": 1.0, "": 9.0 - 2 * 3.0}
