@@ -90,7 +90,6 @@ class Nvml:
             "memory_clock_mhz": self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
             "temperature_c": self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
             "throttled_by": None if bits is None else [name for b, name in reasons if bits & b],
-            "used_mib": self.used_mib,
         }
 
     def _ask(self, function: str, *arguments: Any) -> Any:

@@ -7,7 +7,8 @@ Libraries that print find stderr there instead, and nobody but this module reads
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TextIO
@@ -36,7 +37,7 @@ class Worker:
         self._references: dict[int, Callable[[], latency.Calls]] = {}  # by images
         self._clock: latency.DeviceClock | None = None
         self._nvml: Nvml | None = None
-        self._used_mib: float | None = None  # of the GPU, before the session was opened
+        self._grown_mib: float | None = 0.0  # memory of the GPU that the session has taken
         self._flush: Callable[[], None] | None = None
 
     def hello(
@@ -83,11 +84,13 @@ class Worker:
         function = resolve_name(opener)
         consent = {} if allow is None else {"allow": allow}
         self._memory = memory.PeakMemory(self._device)
-        self._used_mib = None if self._nvml is None else self._nvml.used_mib
-        start = time.perf_counter()
-        self._session = function(path, self._device, **consent)
+        self._grown_mib = 0.0
+        with self._weighed():
+            start = time.perf_counter()
+            self._session = function(path, self._device, **consent)
+            load_s = round(time.perf_counter() - start, 4)
         return {
-            "load_s": round(time.perf_counter() - start, 4),
+            "load_s": load_s,
             "runtime": self._session.runtime,
             "precision": self._session.precision,
         }
@@ -103,10 +106,11 @@ class Worker:
 
         `expected` is a file of eager's logits, which they are compared with.
         """
-        images = _images(batch, image_shape, stored, self._device)
-        feed = getattr(self._session, "feed", None)  # of a file that takes bytes in their place
-        self._images = feed(images) if feed else images
-        call_ms, logits = latency.time_first_call(self._session, self._images)
+        with self._weighed():
+            images = _images(batch, image_shape, stored, self._device)
+            feed = getattr(self._session, "feed", None)  # of a file that takes bytes in their place
+            self._images = feed(images) if feed else images
+            call_ms, logits = latency.time_first_call(self._session, self._images)
         takes_bytes = self._images.dtype != images.dtype
         is_same_input = not takes_bytes or stored is not None  # random images are no bytes
         self._expected = expected if is_same_input else None
@@ -135,7 +139,8 @@ class Worker:
     def warm_up(self, seconds: float) -> dict[str, Any]:
         """Call until the times settle."""
         start = time.perf_counter()
-        result = latency.warm_up(self._session, self._images, seconds=seconds)
+        with self._weighed():
+            result = latency.warm_up(self._session, self._images, seconds=seconds)
         return {
             "seconds": round(time.perf_counter() - start, 4),
             "calls": result.calls,
@@ -155,15 +160,16 @@ class Worker:
             self._session.synchronize()
         is_metered = self._flush is None
         before_mj = self._nvml.energy_mj if self._nvml is not None and is_metered else None
-        calls = latency.time_calls(
-            self._session,
-            self._images,
-            seconds=seconds,
-            least=least,
-            most=most,
-            device_clock=self._clock,
-            before_each=self._flush,
-        )
+        with self._weighed():
+            calls = latency.time_calls(
+                self._session,
+                self._images,
+                seconds=seconds,
+                least=least,
+                most=most,
+                device_clock=self._clock,
+                before_each=self._flush,
+            )
         seconds = round(time.perf_counter() - start, 4)
         return {**asdict(calls), "seconds": seconds, "gpu": self._gpu_state(before_mj)}
 
@@ -171,9 +177,25 @@ class Worker:
         """What NVML says after calls that began at this reading of its energy counter."""
         if self._nvml is None:
             return None
-        energy_mj, state = _growth(before_mj, self._nvml.energy_mj), self._nvml.state()
-        grown_mib = _growth(self._used_mib, state.pop("used_mib"))
-        return state | {"energy_mj": energy_mj, "grown_mib": grown_mib}
+        energy_mj = _growth(before_mj, self._nvml.energy_mj)
+        return self._nvml.state() | {"energy_mj": energy_mj, "grown_mib": self._grown_mib}
+
+    @contextmanager
+    def _weighed(self) -> Iterator[None]:
+        """Count by how much the GPU's memory grows meanwhile: one worker works at a time.
+
+        NVML knows the memory of all processes together. What others take in between is theirs.
+        """
+        if self._nvml is None:
+            yield
+            return
+        before_mib = self._nvml.used_mib
+        yield
+        grown_mib = _growth(before_mib, self._nvml.used_mib)
+        if grown_mib is None or self._grown_mib is None:
+            self._grown_mib = None
+        else:
+            self._grown_mib += grown_mib
 
     def peak_memory(self) -> dict[str, Any]:
         """Peak since the first call at this batch size."""

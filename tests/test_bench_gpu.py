@@ -107,8 +107,8 @@ def test_nvml_tells_clocks_temperature_throttling_and_memory() -> None:
         "memory_clock_mhz": 1755,
         "temperature_c": 61,
         "throttled_by": ["power cap", "temperature"],
-        "used_mib": 3072.0,
     }
+    assert nvml.used_mib == 3072.0
 
 
 def test_an_older_driver_calls_the_reasons_otherwise() -> None:
@@ -132,18 +132,38 @@ def test_without_the_package_there_is_no_nvml(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_round_meters_the_energy_of_its_calls() -> None:
-    library = fake_pynvml(
-        nvmlDeviceGetTotalEnergyConsumption=[1000, 1600],
-        nvmlDeviceGetMemoryInfo=types.SimpleNamespace(used=2 * GIB),
-    )
     worker = Worker()
     worker._session, worker._images = FakeGpuSession(), torch.zeros(4)
-    worker._nvml, worker._used_mib = Nvml(library, "handle"), 1024.0
+    worker._nvml = Nvml(fake_pynvml(nvmlDeviceGetTotalEnergyConsumption=[1000, 1600]), "handle")
 
     taken = worker.time(seconds=0, least=3, most=9, settle=False)
 
     assert len(taken["wall_ms"]) == 3
-    assert (taken["gpu"]["energy_mj"], taken["gpu"]["grown_mib"]) == (600, 1024.0)
+    assert taken["gpu"]["energy_mj"] == 600
+
+
+def open_fake(path: str, device: str) -> FakeGpuSession:
+    return FakeGpuSession()
+
+
+def test_memory_that_other_workers_take_meanwhile_is_not_the_session_s() -> None:
+    """NVML tells of the whole GPU, and each backend of a benchmark is a process of its own."""
+    used_mib = [
+        *(1000, 1100),  # before and after opening
+        *(1700, 1740),  # others have opened theirs by the first call
+        *(2500, 2500),  # and called them by the warm-up
+        *(2500, 2530),  # the round
+    ]
+    readings = [types.SimpleNamespace(used=mib * 2**20) for mib in used_mib]
+    worker = Worker()
+    worker._nvml = Nvml(fake_pynvml(nvmlDeviceGetMemoryInfo=readings), "handle")
+
+    worker.open(f"{__name__}:open_fake", "path")
+    worker.first_call(2, [3, 8, 8], stored=None)
+    worker.warm_up(seconds=0)
+    taken = worker.time(seconds=0, least=1, most=9, settle=False)
+
+    assert taken["gpu"]["grown_mib"] == 100 + 40 + 30
 
 
 def test_the_energy_of_flushes_is_not_told_as_that_of_calls() -> None:
