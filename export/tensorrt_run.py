@@ -20,7 +20,7 @@ from export.tensorrt_api import (
 from export.tensorrt_inspect import LayerTypes, engine_layer_types
 from zoo import machine
 from zoo.doctor import require_kernels
-from zoo.errors import ArtifactError, MachineError, first_line
+from zoo.errors import ArtifactError, MachineError, OtherDeviceError, first_line
 from zoo.machine import Gpu
 
 KEPT = 16  # graphs of as many batch sizes
@@ -58,7 +58,9 @@ class TensorRtSession:
 
     def __init__(self, path: Path, *, device: str) -> None:
         if not device.startswith("cuda"):
-            raise MachineError(f"{path} is a TensorRT engine and runs on a GPU only: --device cuda")
+            raise OtherDeviceError(
+                f"{path} is a TensorRT engine and runs on a GPU only: --device cuda"
+            )
         require_kernels(device)
         self.device = device
         self._device = torch.device(device)

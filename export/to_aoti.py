@@ -17,7 +17,7 @@ from export.batch import check_batch
 from export.program import lowered, quiet
 from export.target import FLOATS, ExportOptions
 from zoo.doctor import require_kernels
-from zoo.errors import ArtifactError, MachineError, first_line
+from zoo.errors import ArtifactError, MachineError, OtherDeviceError, first_line
 from zoo.machine import compiler
 from zoo.session import tf32
 
@@ -104,7 +104,9 @@ class AotInductorSession:
         facts = package_facts(path)
         obstacle = _obstacle(path, facts, device)
         if obstacle is not None:
-            raise MachineError(f"{path} does not run here: {obstacle}")
+            is_other = facts["compiled_for"] != device.partition(":")[0]
+            kind = OtherDeviceError if is_other else MachineError
+            raise kind(f"{path} does not run here: {obstacle}")
         self.device = device
         self.precision = facts["precision"]
         self.runtime = f"torch {torch.__version__} AOTInductor"

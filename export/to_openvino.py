@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export.batch import check_batch
 from export.target import FLOATS, INT8, ExportOptions, Tolerance, require
-from zoo.errors import ArtifactError, MachineError, ZooError, first_line
+from zoo.errors import ArtifactError, MachineError, OtherDeviceError, ZooError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -124,7 +124,8 @@ class OpenVinoSession:
         self.precision, self.device, self._path = precision or _precision(network), device, path
         obstacle = _obstacle(self.precision, device)
         if obstacle is not None:
-            raise MachineError(f"{path} does not run here: {obstacle}")
+            kind = MachineError if device == "cpu" else OtherDeviceError
+            raise kind(f"{path} does not run here: {obstacle}")
         self.input_shape = _input_shape(network, path)  # (batch, C, H, W)
         self._network, self._threads = network, torch.get_num_threads()  # the same for all backends
         self._requests: dict[int | None, _Request] = {}  # by images; None: any number of them

@@ -24,7 +24,7 @@ class WorkerError(Exception):
 
     def __init__(self, reason: str, *, is_missing: bool = False, is_hung: bool = False) -> None:
         super().__init__(reason)
-        self.is_missing = is_missing  # an optional package, rather than something broken
+        self.is_missing = is_missing  # a package or the device, rather than something broken
         self.is_hung = is_hung
 
 

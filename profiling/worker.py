@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from profiling import answers, latency, memory
 from zoo.allocator import keep_memory
-from zoo.errors import MissingPackageError, ZooError, is_out_of_memory
+from zoo.errors import MissingPackageError, OtherDeviceError, ZooError, is_out_of_memory
 
 if TYPE_CHECKING:
     from profiling.gpu import Nvml
@@ -253,7 +253,8 @@ def _answer(worker: object, request: dict[str, Any]) -> dict[str, Any]:
         result = getattr(worker, request.pop("do"))(**request)
     except ZooError as error:
         reason = f"out of memory: {error}" if is_out_of_memory(error) else str(error)
-        return {"error": reason, "is_missing": isinstance(error, MissingPackageError)}
+        is_missing = isinstance(error, MissingPackageError | OtherDeviceError)
+        return {"error": reason, "is_missing": is_missing}
     except Exception as error:  # whatever a library raises is the answer
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}".removesuffix(": ")

@@ -12,7 +12,7 @@ from small_network import expected, images, small_network
 from export import load_target
 from export.target import MAX_BATCH, ExportOptions
 from export.to_aoti import package_facts
-from zoo.errors import ArtifactError, MachineError
+from zoo.errors import ArtifactError, MachineError, OtherDeviceError
 from zoo.session import torch_threads
 
 TARGET = load_target("aoti")
@@ -188,6 +188,7 @@ def test_file_of_another_machine_is_refused(
 
     assert str(error.value).startswith(f"{path} does not run here: {reason}")
     assert str(error.value).endswith(f": {AGAIN}")
+    assert isinstance(error.value, OtherDeviceError) == ("not for cpu" in reason)
     assert TARGET.pending(path, device="cpu") == str(error.value).partition("here: ")[2]
 
 

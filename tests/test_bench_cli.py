@@ -8,13 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+from absent_gpu import TargetOfAnAbsentGpu
 from bench_helpers import onnx_file, workers_of
 from sample_run import sample_run
 
+from export.proof import Reference
+from export.target import ExportOptions
+from export.write import write_artifact
 from profiling import read_records
 from profiling.cli import main
 from profiling.options import bench_parser, report_parser
 from profiling.record import FAILED, OK, SKIPPED
+from zoo.checkpoint import Checkpoint
 from zoo.command import Parser
 from zoo.data import Dataset, load_dataset
 
@@ -79,6 +84,31 @@ def test_a_backend_that_was_asked_for_and_is_missing_fails(
 
     assert code == 1
     assert [record.status for record in read_records(tmp_path)] == [SKIPPED]
+
+
+def test_an_engine_is_no_failure_of_a_benchmark_on_the_cpu(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after zoo-export --to trt on a machine with a GPU, which builds and proves it there."""
+    path = shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("records"))
+    monkeypatch.setattr(
+        TargetOfAnAbsentGpu, "built", path / "artifacts" / "onnx-fp32.onnx", raising=False
+    )
+    monkeypatch.setattr(TargetOfAnAbsentGpu, "is_present", True)
+    proven = write_artifact(
+        Reference(Checkpoint.open(path), load_dataset("cifar100-mini")),
+        TargetOfAnAbsentGpu(),
+        precision="fp32",
+        options=ExportOptions(),
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a compiler nothing is compiled
+
+    code = main([str(path), "--batch", "2", "--budget", "0.1", "--threads", "1"])
+
+    reason = f"{proven.path} is a TensorRT engine and runs on a GPU only: --device cuda"
+    assert proven.pending is None
+    assert f"resnet_20 trt b2: skipped: {reason}" in capsys.readouterr().err
+    assert code == 0  # nobody asked for it
 
 
 def test_bench_of_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from export.target import MAX_BATCH, ExportOptions
 from export.to_openvino import OpenVinoSession
 from zoo.data import load_dataset
 from zoo.environment import cpu_flags, has_bf16_units, usable_cores
-from zoo.errors import ArtifactError, MachineError, MissingPackageError, ZooError
+from zoo.errors import ArtifactError, MachineError, MissingPackageError, OtherDeviceError, ZooError
 from zoo.models.coatnet import plain_transformer_stage
 from zoo.session import torch_threads
 
@@ -233,7 +233,7 @@ def test_other_images_are_refused(written: dict[str, Path], shape: tuple[int, ..
 def test_gpu_is_never_replaced_by_the_cpu(written: dict[str, Path]) -> None:
     reason = "OpenVINO runs on CPUs here, not on cuda: use --device cpu"
 
-    with pytest.raises(MachineError) as error:
+    with pytest.raises(OtherDeviceError) as error:
         TARGET.open(written["fp32"], device="cuda")
 
     assert str(error.value) == f"{written['fp32']} does not run here: {reason}"

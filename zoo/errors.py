@@ -25,6 +25,10 @@ class MachineError(ZooError):
     exit_code: ClassVar[int] = 1
 
 
+class OtherDeviceError(MachineError):
+    """A file is for another kind of device, CPU or GPU, than the one that was asked for."""
+
+
 class DataError(ZooError):
     """A data set is unknown, missing, damaged or not what it claims to be."""
 
