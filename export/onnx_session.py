@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from export.onnx_file import load_onnx
 from export.raw import LAYOUT, RAW, Bytes
 from export.target import require
+from export.tensorrt_api import load_flavor
+from zoo import machine
+from zoo.doctor import stack_for
 from zoo.errors import ArtifactError, MachineError, ZooError, first_line, nearest
 from zoo.onnx_graph import precision_of
 
@@ -24,6 +28,7 @@ PROVIDERS = {"cpu": {"cpu": CPU}, "cuda": {"cuda": "CUDAExecutionProvider", "ten
 # Operators that do the work; shapes are computed on the CPU on purpose, whatever the provider.
 HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "FusedConv", "Gemm", "MatMul"})
 RECORD_PLACES = "session.record_ep_graph_assignment_info"
+NO_TENSORRT = "Please install TensorRT libraries"  # what ONNX Runtime says where it finds none
 NUMPY = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
@@ -53,9 +58,8 @@ class OnnxSession:
 
     def __init__(self, path: Path, *, device: str = "cpu", provider: str | None = None) -> None:
         wanted = check_provider(provider, device)
-        extra = "gpu" if device.startswith("cuda") else "cpu"
         for package in ("onnx", "onnxruntime"):
-            require(package, extra=extra, needed_by=f"running {path.name}")
+            require(package, extra=_extra(device), needed_by=f"running {path.name}")
         import onnxruntime  # after torch, whose CUDA libraries it then finds
 
         model = load_onnx(path)
@@ -65,6 +69,9 @@ class OnnxSession:
         if wanted == TENSORRT and self.precision == "int8":
             _check_symmetric(model, path)
         providers = _providers(wanted, device, self.precision)
+        if wanted == TENSORRT:  # found only where it is loaded already, if pip has installed it
+            with suppress(ZooError):
+                load_flavor("tensorrt", device=device)
         self._session = _open(path, wanted, providers, without=_harmful_optimisers(model))
         if wanted != CPU:
             check_placement(path, wanted, operators_by_provider(self._session))
@@ -225,6 +232,8 @@ def _open(
             enable_fallback=0,  # else it prints, and opens on the CPU without these options
         )
     except Exception as reason:  # ONNX Runtime's own classes share no other base
+        if NO_TENSORRT in str(reason):
+            raise _no_provider(path, wanted) from None
         raise ArtifactError(f"ONNX Runtime cannot open {path}: {first_line(reason)}") from None
     if session.get_providers()[0] != wanted:
         raise _no_provider(path, wanted)
@@ -296,7 +305,21 @@ def _harmful_optimisers(model: "onnx.ModelProto") -> list[str]:
 
 
 def _no_provider(path: Path, wanted: str) -> MachineError:
+    if wanted == TENSORRT:
+        return MachineError(
+            f"ONNX Runtime offers no {wanted} here, and {path.name} does not run on another in its "
+            "place: it takes the libraries of the TensorRT that ONNX Runtime was built with, 10 "
+            "for 1.31; use --provider cuda, or write the model with zoo-export --to trt"
+        )
     return MachineError(
         f"ONNX Runtime offers no {wanted} here, and {path.name} does not run on the CPU in its "
-        "place: install the extra `gpu` on a machine with a GPU, or use --device cpu"
+        f"place: install the extra `{_extra('cuda')}` on a machine with a GPU, or use --device cpu"
     )
+
+
+def _extra(device: str) -> str:
+    """The one that holds the ONNX Runtime for a device."""
+    if not device.startswith("cuda"):
+        return "cpu"
+    gpu = machine.torch_facts(int(device.partition(":")[2] or 0)).gpu
+    return "gpu" if gpu is None else stack_for(gpu)

@@ -1,6 +1,7 @@
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from export.opening import open_artifact, open_foreign, open_on_tensorrt
 from export.to_onnx import IR_VERSION, OPSET
 from zoo.data import Dataset
 from zoo.errors import ArtifactError, MachineError, MissingPackageError, ZooError
+from zoo.machine import Gpu, torch_facts
 from zoo.session import torch_threads
 
 pytest_plugins = ["export_fixtures"]
@@ -116,6 +118,58 @@ def test_providers_are_asked_for_by_name_in_order(
             "enable_fallback": 0,
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "extra"), [((7, 0), "v100"), ((9, 0), "gpu")], ids=["V100", "H100"]
+)
+def test_a_missing_provider_is_in_the_extra_for_this_gpu(
+    exported: Artifact,
+    capability: tuple[int, int],
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = replace(torch_facts(), gpu=Gpu(name="a GPU", capability=capability))
+    monkeypatch.setattr("zoo.machine.torch_facts", lambda index=0: facts)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+
+    with pytest.raises(MachineError, match=f"install the extra `{extra}` on a machine"):
+        OnnxSession(exported.path, device="cuda")
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingPackageError, match=rf"pip install '\.\[{extra}\]'"):
+        OnnxSession(exported.path, device="cuda")
+
+
+def test_tensorrt_is_loaded_before_its_provider_and_named_where_it_is_missing(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime finds the libraries that pip installed only where they are loaded already."""
+    loaded: list[str] = []
+
+    def load(name: str, *, device: str) -> None:
+        loaded.append(name)
+
+    def onnxruntime_without_tensorrt(path: str, *_: object, **__: object) -> None:
+        assert loaded == ["tensorrt"]
+        raise RuntimeError(
+            "onnxruntime_pybind_state.cc:505 RegisterTensorRTPluginsAsCustomOps Please install "
+            "TensorRT libraries as mentioned in the GPU requirements page"
+        )
+
+    monkeypatch.setattr("export.onnx_session.load_flavor", load)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", onnxruntime_without_tensorrt)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+
+    with pytest.raises(MachineError) as caught:
+        open_on_tensorrt(str(exported.path), "cuda")
+
+    assert str(caught.value) == (
+        "ONNX Runtime offers no TensorrtExecutionProvider here, and onnx-fp32.onnx does not run on "
+        "another in its place: it takes the libraries of the TensorRT that ONNX Runtime was built "
+        "with, 10 for 1.31; use --provider cuda, or write the model with zoo-export --to trt"
+    )
 
 
 def test_raw_file_without_statistics_is_refused(tmp_path: Path) -> None:
