@@ -24,7 +24,7 @@ from export.tensorrt_run import TensorRtSession
 from export.to_onnx import onnx_graph
 from export.typed import typed_fp16
 from zoo import machine
-from zoo.errors import ZooError
+from zoo.errors import MachineError, ZooError
 from zoo.machine import Gpu
 from zoo.onnx_graph import precision_of
 from zoo.session import InferenceSession
@@ -82,6 +82,11 @@ class TensorRtTarget:
         """
         flavor = load_flavor(options.trt_flavor, device=options.device)
         gpu = _gpu(options.device)
+        if gpu is None and flavor.name == "tensorrt":  # it would take the first GPU and not say so
+            raise MachineError(
+                f"{flavor} builds on the GPU that the engine is for, not for --device "
+                f"{options.device}: use --device cuda, or --trt-flavor rtx, which builds without"
+            )
         check_gpu(flavor, gpu)
         check_options(flavor, options)
         if options.trt_hardware_compatible and gpu and gpu.capability < AMPERE:

@@ -176,6 +176,30 @@ def test_an_engine_is_built_on_the_gpu_that_was_asked_for(
     assert facts == {"built_on": "cuda:1"}
 
 
+def test_tensorrt_builds_nothing_for_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a GPU it would build for that, with a manifest that knows of none."""
+    flavor = Flavor(name="tensorrt", trt=TensorRtWithoutGpu())
+    monkeypatch.setattr("export.to_tensorrt.load_flavor", lambda name, device: flavor)
+
+    with pytest.raises(MachineError) as caught:
+        TensorRtTarget().export(
+            nn.Flatten(),
+            torch.zeros(2, 3, 8, 8),
+            tmp_path / "x.engine",
+            precision="fp32",
+            metadata={"cifar_zoo_version": "0"},
+            options=ExportOptions(device="cpu"),
+        )
+
+    assert str(caught.value) == (
+        "TensorRT 11.4.0.106 builds on the GPU that the engine is for, not for --device cpu: use "
+        "--device cuda, or --trt-flavor rtx, which builds without"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("stored", "after"), [(b"", b" and new"), (b"old", b"old and new")])
 def test_a_timing_cache_is_read_and_kept_up(
     stored: bytes, after: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
