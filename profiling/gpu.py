@@ -38,7 +38,12 @@ class CudaClock:
         self._stop.record(self._stream)
 
     def elapsed_ms(self) -> float:
-        """Time between them; the device has passed both."""
+        """Time between them, once the device has passed both.
+
+        A session whose calls wait for its own stream, as ONNX Runtime's do, has not waited for this
+        one, and torch refuses to read an event that is still to come.
+        """
+        self._stop.synchronize()
         return float(self._start.elapsed_time(self._stop))
 
 

@@ -48,7 +48,7 @@ class DeviceClock(Protocol):
         ...
 
     def elapsed_ms(self) -> float:
-        """Time between them, when the device has passed both."""
+        """Time between them; waits until the device has passed both."""
         ...
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from profiling.gpu import Nvml, open_nvml
+from profiling.gpu import CudaClock, Nvml, open_nvml
 from profiling.lane import Trial
 from profiling.latency import time_calls
 from profiling.record import GpuState
@@ -89,6 +89,36 @@ def test_device_and_enqueue_times_of_each_call() -> None:
         assert 0 <= enqueued <= whole
     one = ["flush", "start", "run", "stop", "synchronize"]
     assert session.log == ["synchronize", *one, *one]
+
+
+class EventWithoutGpu:
+    """Stands in for an event of CUDA that has been recorded and lies a moment ahead."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.is_reached = not enable_timing
+
+    def record(self, stream: str) -> None:
+        assert stream == "stream of cuda:1"
+
+    def synchronize(self) -> None:
+        self.is_reached = True
+
+    def elapsed_time(self, end: "EventWithoutGpu") -> float:
+        if not end.is_reached:
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
+        return 1.5
+
+
+def test_the_clock_waits_for_its_own_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime waits for its stream within a call, and its session has nothing to wait for."""
+    monkeypatch.setattr(torch.cuda, "Event", EventWithoutGpu)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+
+    calls = time_calls(
+        FakeGpuSession(), torch.zeros(1), seconds=0, device_clock=CudaClock("cuda:1")
+    )
+
+    assert calls.device_ms == (1.5,)
 
 
 def test_nvml_tells_clocks_temperature_throttling_and_memory() -> None:
@@ -229,7 +259,7 @@ def test_an_energy_that_one_round_lacks_is_absent() -> None:
 def test_a_real_gpu_times_itself() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
-    from profiling.gpu import CudaClock, l2_flush
+    from profiling.gpu import l2_flush
     from zoo.models import create_model
     from zoo.session import EagerSession
 
