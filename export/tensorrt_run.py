@@ -189,13 +189,13 @@ def deserialize(path: Path, *, device: str, gpu: Gpu | None) -> OpenEngine:
         ArtifactError: the file is no engine, or is one of another GPU or TensorRT.
     """
     plan = path.read_bytes()
-    refusals, without_code = [], []
+    refusals, unusable = [], []
     for name in installed(device=device) or (None,):
-        flavor = load_flavor(name, device=device)
         try:
+            flavor = load_flavor(name, device=device)
             check_gpu(flavor, gpu)
-        except MachineError as error:  # that another flavour has code for
-            without_code.append(error)
+        except MachineError as error:  # it lacks its libraries, or code that another flavour has
+            unusable.append(error)
             continue
         log = message_log(flavor.trt)
         log.clear()
@@ -210,7 +210,7 @@ def deserialize(path: Path, *, device: str, gpu: Gpu | None) -> OpenEngine:
         fault = _rtx_header_fault(runtime, plan, log) if name == "rtx" else None
         refusals.append(f"{flavor}: {fault or log.reason()}")
     if not refusals:
-        raise without_code[0]
+        raise unusable[0]
     raise ArtifactError(
         f"{path} is no engine for this GPU and this TensorRT ({'; '.join(refusals)}): "
         f"write it here with {command_again(path, 'trt', device=device)}"

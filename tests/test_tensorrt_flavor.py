@@ -216,6 +216,43 @@ def test_a_flavor_without_code_for_the_gpu_hides_nothing_of_the_other(
         tensorrt_run.deserialize(engine, device="cuda", gpu=card)
 
 
+class FakeTakingRuntime(FakeRefusingRuntime):
+    """Of the TensorRT that wrote the engine."""
+
+    def deserialize_cuda_engine(self, plan: bytes) -> str:
+        return "the engine"
+
+
+def test_a_flavor_whose_libraries_are_gone_does_not_keep_the_other_from_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as bindings of TensorRT, whose libraries come from another index."""
+    severity = SimpleNamespace(ERROR=0, INTERNAL_ERROR=1, VERBOSE=2)
+    logger = type("Logger", (), {"Severity": severity})
+    trt = SimpleNamespace(__version__="1.7.1.116", Runtime=FakeTakingRuntime, ILogger=logger)
+    broken = MachineError("tensorrt_bindings cannot be imported: libnvinfer.so.11")
+
+    def load(name: str, *, device: str) -> Flavor:
+        if name == "tensorrt":
+            raise broken
+        return Flavor(name=name, trt=trt)
+
+    found = ["tensorrt", "rtx"]
+    monkeypatch.setattr(tensorrt_run, "installed", lambda device: tuple(found))
+    monkeypatch.setattr(tensorrt_run, "load_flavor", load)
+    monkeypatch.setattr(tensorrt_run, "message_log", MessageLog)
+    engine = tmp_path / "trt-fp32.engine"
+    engine.touch()
+
+    opened = tensorrt_run.deserialize(engine, device="cuda", gpu=gpu("NVIDIA A100", 8, 0))
+    found.remove("rtx")
+    with pytest.raises(MachineError) as caught:
+        tensorrt_run.deserialize(engine, device="cuda", gpu=gpu("NVIDIA A100", 8, 0))
+
+    assert (opened.engine, opened.flavor.name) == ("the engine", "rtx")
+    assert caught.value is broken
+
+
 def test_importing_the_target_loads_no_tensorrt() -> None:
     code = "import sys, export.to_tensorrt; print([m for m in sys.modules if 'tensorrt_rtx' in m])"
 
