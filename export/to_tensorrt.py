@@ -109,6 +109,7 @@ class TensorRtTarget:
             graph = typed_fp16(graph)
         # TensorRT builds on the GPU that is the current one.
         with torch.cuda.device(options.device) if gpu else nullcontext():
+            torch.cuda.empty_cache()  # of what earlier proofs left, which TensorRT cannot use
             written = write_engine(
                 graph, path, flavor, precision=precision, options=options, gpu=gpu
             )

@@ -147,6 +147,7 @@ def test_an_engine_is_built_on_the_gpu_that_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current: list[str] = []
+    emptied: list[str] = []
 
     @contextmanager
     def device(name: str) -> Iterator[None]:
@@ -155,10 +156,12 @@ def test_an_engine_is_built_on_the_gpu_that_was_asked_for(
         current.pop()
 
     def write(*_: object, options: ExportOptions, **__: object) -> dict[str, Any]:
+        assert emptied == ["cuda:1"]  # torch keeps memory that TensorRT may need
         return {"built_on": current[-1]}
 
     flavor = Flavor(name="tensorrt", trt=TensorRtWithoutGpu())
     monkeypatch.setattr("torch.cuda.device", device)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(current[-1]))
     monkeypatch.setattr("export.to_tensorrt.load_flavor", lambda name, device: flavor)
     monkeypatch.setattr("export.to_tensorrt._gpu", lambda device: A100)
     monkeypatch.setattr("export.to_tensorrt.onnx_graph", lambda *_, **__: None)
