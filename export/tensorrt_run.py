@@ -35,7 +35,7 @@ class _Captured:
     images: Tensor
     logits: Tensor
     context: Any
-    memory: Tensor  # of the context
+    memory: Tensor  # of the context, and of others
 
 
 class TensorRtSession:
@@ -102,9 +102,12 @@ class TensorRtSession:
         if context is None or not context.set_input_shape(self._input, shape):
             raise MachineError(f"{self._path} does not take images of shape {shape}: {self._why()}")
         # A graph holds on to its context, so each has one; the memory is that of its shape alone,
-        # not that of the largest batch.
+        # not that of the largest batch, or before TensorRT 10.10 that of the largest. One graph
+        # runs at a time, so they share it.
         size = max(context.update_device_memory_size_for_shapes(), 1)
-        memory = torch.empty(size, dtype=torch.uint8, device=self._device)
+        memory = self._kept_memory(size)
+        if memory is None:
+            memory = torch.empty(size, dtype=torch.uint8, device=self._device)
         context.set_device_memory(memory.data_ptr(), size)
         images = torch.zeros(shape, device=self._device)
         logits = torch.empty(tuple(context.get_tensor_shape(self._output)), device=self._device)
@@ -120,15 +123,19 @@ class TensorRtSession:
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._enqueue(context, stream)
-        except RuntimeError as reason:  # of CUDA; the first line of many
-            raise MachineError(
-                f"{self._path} cannot be captured as a CUDA graph: {first_line(reason)}"
-            ) from None
+        except RuntimeError as reason:  # of CUDA, the first line of many: what TensorRT met is less
+            why = self._why() if self._open.log.errors else first_line(reason)
+            raise MachineError(f"{self._path} cannot be captured as a CUDA graph: {why}") from None
         if len(self._captured) == KEPT:  # the oldest goes, once nothing of it is under way
             self.synchronize()
             del self._captured[next(iter(self._captured))]
         self._captured[shape] = _Captured(graph, images, logits, context, memory)
         return self._captured[shape]
+
+    def _kept_memory(self, size: int) -> Tensor | None:
+        """The smallest of the graphs' that holds so many bytes; None where none does."""
+        kept = (one.memory for one in self._captured.values() if one.memory.numel() >= size)
+        return min(kept, key=Tensor.numel, default=None)
 
     def _new_context(self) -> Any:
         trt = self._trt
