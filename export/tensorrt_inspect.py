@@ -67,15 +67,20 @@ def network_layer_types(network: Any) -> LayerTypes:
     return _plain(counts)
 
 
-def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
+def engine_layer_types(engine: Any, trt: Any, context: Any = None) -> LayerTypes:
     """Count the computing layers of a built engine by kind and number format of the output.
 
     The engine fuses what the network has, so its kinds are TensorRT's own: kgen, gemm, ... A layer
     counts as int8 where an input is int8; one that copies into another format counts for nothing.
     What says that it convolves counts as convolution, in the format of its weights. Empty where the
     engine tells nothing of its layers.
+
+    `context` is one of the engine that knows the shape of its input: without it, the formats of
+    tensors whose batch is free are "N/A due to dynamic shapes".
     """
     inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     counts: dict[str, Counter[str]] = {}
     for entry in json.loads(text).get("Layers", []):
@@ -88,8 +93,8 @@ def engine_layer_types(engine: Any, trt: Any) -> LayerTypes:
         form = "int8" if "int8" in inputs else outputs[0]
         weights = entry.get("Weights")
         if entry.get("ParameterType") == "Convolution" and isinstance(weights, dict):
-            kind = "convolution"
-            form = WORDS.get(str(weights.get("Type")).lower(), form)
+            told = WORDS.get(str(weights.get("Type")).lower())
+            kind, form = ("convolution", told) if told else (kind, form)
         counts.setdefault(kind, Counter())[form] += 1
     return _plain(counts)
 

@@ -77,7 +77,12 @@ class TensorRtSession:
     @property
     def layer_types(self) -> LayerTypes:
         """How many layers of the engine compute in which number format."""
-        return engine_layer_types(self._engine, self._trt)
+        with torch.cuda.device(self._device):
+            context = self._new_context()
+            _, tuned_for, _ = self._engine.get_tensor_profile_shape(self._input, 0)
+            if context is not None and not context.set_input_shape(self._input, tuple(tuned_for)):
+                context = None
+            return engine_layer_types(self._engine, self._trt, context)
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of one batch.
@@ -101,9 +106,8 @@ class TensorRtSession:
         context = self._new_context()
         if context is None or not context.set_input_shape(self._input, shape):
             raise MachineError(f"{self._path} does not take images of shape {shape}: {self._why()}")
-        # A graph holds on to its context, so each has one; the memory is that of its shape alone,
-        # not that of the largest batch, or before TensorRT 10.10 that of the largest. One graph
-        # runs at a time, so they share it.
+        # A graph holds on to its context, so each has one. Their memory, of this shape alone and
+        # before TensorRT 10.10 of the largest batch, is shared: one graph runs at a time.
         size = max(context.update_device_memory_size_for_shapes(), 1)
         memory = self._kept_memory(size)
         if memory is None:
@@ -123,7 +127,7 @@ class TensorRtSession:
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._enqueue(context, stream)
-        except RuntimeError as reason:  # of CUDA, the first line of many: what TensorRT met is less
+        except RuntimeError as reason:  # of CUDA: how the capture ended, not what TensorRT met
             why = self._why() if self._open.log.errors else first_line(reason)
             raise MachineError(f"{self._path} cannot be captured as a CUDA graph: {why}") from None
         if len(self._captured) == KEPT:  # the oldest goes, once nothing of it is under way

@@ -1,6 +1,7 @@
 """Counting layers by type: of a built engine as its inspector describes it, and holding counts."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,21 +12,29 @@ from export.tensorrt_inspect import engine_layer_types, summarise, verify_engine
 from export.to_tensorrt import TensorRtTarget
 from zoo.errors import MachineError
 
+UNKNOWN = "N/A due to dynamic shapes"  # TensorRT's words
 TRT = SimpleNamespace(LayerInformationFormat=SimpleNamespace(JSON="json"))
 
 
 class EngineWithoutGpu:
-    """Stands in for a deserialised engine, which takes a GPU: its inspector answers `layers`."""
+    """Stands in for a deserialised engine, which takes a GPU: its inspector answers `layers`.
 
-    def __init__(self, layers: list[object]) -> None:
-        self.layers = layers
+    With a free batch the types of tensors are told to who names a context alone.
+    """
+
+    def __init__(self, layers: list[object], *, is_batch_free: bool = False) -> None:
+        self.layers, self.is_batch_free = layers, is_batch_free
+        self.execution_context: str | None = None
 
     def create_engine_inspector(self) -> "EngineWithoutGpu":
         return self
 
     def get_engine_information(self, form: str) -> str:
         assert form == "json"
-        return json.dumps({"Layers": self.layers, "I/O Tensors": []})
+        text = json.dumps({"Layers": self.layers, "I/O Tensors": []})
+        if self.is_batch_free and self.execution_context != "context of a shape":
+            text = re.sub('"Format/Datatype": "[^"]*"', f'"Format/Datatype": "{UNKNOWN}"', text)
+        return text
 
 
 def layer(kind: str, inputs: list[str], outputs: list[str], **more: object) -> dict[str, object]:
@@ -70,6 +79,22 @@ def test_engine_layers_are_counted_by_the_words_of_both_generations() -> None:
         "kgen": {"fp16": 2},
     }
     assert summarise(types) == "fp16 4, fp32 1, int8 1"
+
+
+def test_an_engine_with_a_free_batch_tells_its_types_for_a_shape() -> None:
+    engine = EngineWithoutGpu([layer("kgen", ["Half"], ["Half"])], is_batch_free=True)
+
+    assert engine_layer_types(engine, TRT) == {}
+    assert engine_layer_types(engine, TRT, "context of a shape") == {"kgen": {"fp16": 1}}
+
+
+def test_a_convolution_that_does_not_tell_the_type_of_its_weights_is_a_layer_like_others() -> None:
+    """Its output may have been cast to another."""
+    strange = layer(
+        "Cask", ["Half"], ["Float"], ParameterType="Convolution", Weights={"Count": 432}
+    )
+
+    assert engine_layer_types(EngineWithoutGpu([strange]), TRT) == {"Cask": {"fp32": 1}}
 
 
 @pytest.mark.parametrize("key", ["Datatype", "DataType"])

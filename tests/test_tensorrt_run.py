@@ -1,5 +1,6 @@
 """How an engine is run, which takes a GPU: what TensorRT and torch are told."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from export.tensorrt_run import WARMUP, TensorRtSession
 from zoo.errors import MachineError
 
 CLASSES, LARGEST = 10, 8
+UNKNOWN = "N/A due to dynamic shapes"  # what an inspector says without a shape
 
 
 class LogWithoutGpu:
@@ -92,13 +94,29 @@ class GpuThatIsNotThere:
         self.contexts.append(ContextWithoutGpu(self))
         return self.contexts[-1]
 
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        assert (name, profile) == ("images", 0)
+        return [(batch, 3, 4, 4) for batch in (1, 5, LARGEST)]
+
+    def create_engine_inspector(self) -> Any:
+        def told(form: str) -> str:
+            kind = "Half" if inspector.execution_context.batch == 5 else UNKNOWN
+            tensors = [{"Format/Datatype": kind}]
+            return json.dumps({"Layers": [{"LayerType": "kgen", "Outputs": tensors}]})
+
+        inspector = SimpleNamespace(get_engine_information=told)
+        return inspector
+
     def session(self) -> TensorRtSession:
         session = object.__new__(TensorRtSession)
         session._device, session._path = torch.device("cpu"), Path("x.engine")
         session._engine, session._input, session._output = self, "images", "logits"
         session._open = SimpleNamespace(log=self.log, flavor=SimpleNamespace(name="tensorrt"))
         strategies = SimpleNamespace(USER_MANAGED="user managed")
-        session._trt = SimpleNamespace(ExecutionContextAllocationStrategy=strategies)
+        session._trt = SimpleNamespace(
+            ExecutionContextAllocationStrategy=strategies,
+            LayerInformationFormat=SimpleNamespace(JSON="json"),
+        )
         session._captured = {}
         return session
 
@@ -106,6 +124,13 @@ class GpuThatIsNotThere:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> GpuThatIsNotThere:
     return GpuThatIsNotThere(monkeypatch.setattr)
+
+
+def test_the_layers_are_told_for_the_batch_that_the_engine_is_tuned_for(
+    gpu: GpuThatIsNotThere,
+) -> None:
+    """For a batch that is free TensorRT does not tell the types of most tensors."""
+    assert gpu.session().layer_types == {"kgen": {"fp16": 1}}
 
 
 def images(batch: int) -> torch.Tensor:
