@@ -214,8 +214,8 @@ def _obstacle(path: Path, facts: Mapping[str, str], device: str) -> str | None:
     kind = device.partition(":")[0]
     command = command_again(path, "aoti", device=device, precision=facts.get("precision"))
     again = f"write it again on this machine with {command}"
-    if facts["compiled_for"] != kind:
-        return f"it was compiled for {facts['compiled_for']}, not for {kind}: {again}"
+    if (other := facts["compiled_for"]) != kind:
+        return f"it was compiled for {other}, not for {kind}: use --device {other}, or {again}"
     if facts["torch_release"] != _release():
         return f"it was compiled by torch {facts['torch_release']}, this is {_release()}: {again}"
     if facts.get("machine") != platform.machine():
