@@ -78,7 +78,7 @@ class TensorRtSession:
     def layer_types(self) -> LayerTypes:
         """How many layers of the engine compute in which number format."""
         with torch.cuda.device(self._device):
-            context = self._new_context()
+            context = self._idle_context()
             _, tuned_for, _ = self._engine.get_tensor_profile_shape(self._input, 0)
             if context is not None and not context.set_input_shape(self._input, tuple(tuned_for)):
                 context = None
@@ -142,10 +142,13 @@ class TensorRtSession:
         return min(kept, key=Tensor.numel, default=None)
 
     def _new_context(self) -> Any:
-        trt = self._trt
         if self._open.flavor.name == "rtx":
-            return _rtx_context(self._engine, trt)
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            return _rtx_context(self._engine, self._trt)
+        return self._idle_context()
+
+    def _idle_context(self) -> Any:
+        """A context without memory, which compiles nothing for the shapes that it is told."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return self._engine.create_execution_context(strategy)
 
     def _enqueue(self, context: Any, stream: torch.cuda.Stream) -> None:
