@@ -16,7 +16,7 @@ from export.target import require
 from export.tensorrt_api import load_flavor
 from zoo import machine
 from zoo.doctor import stack_for
-from zoo.errors import ArtifactError, MachineError, ZooError, first_line, nearest
+from zoo.errors import ArtifactError, MachineError, ZooError, first_line, is_out_of_memory, nearest
 from zoo.onnx_graph import precision_of
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ def _open(
     except Exception as reason:  # ONNX Runtime's own classes share no other base
         if NO_TENSORRT in str(reason):
             raise _no_provider(path, wanted) from None
+        if is_out_of_memory(reason):
+            raise MachineError(f"{path} does not run here: {first_line(reason)}") from None
         raise ArtifactError(f"ONNX Runtime cannot open {path}: {first_line(reason)}") from None
     if session.get_providers()[0] != wanted:
         raise _no_provider(path, wanted)

@@ -405,6 +405,18 @@ def failing_session(*_: object, **__: object) -> None:
     raise RuntimeError("out of luck")
 
 
+def test_memory_that_runs_out_is_no_fault_of_the_file(
+    exported: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("BFCArena::Extend Failed to allocate memory for requested buffer")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", without_memory)
+
+    with pytest.raises(MachineError, match="does not run here: .*Failed to allocate memory"):
+        OnnxSession(exported.path)
+
+
 def test_other_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an .onnx file: only those are opened without"):
         open_foreign(str(tmp_path / "net.engine"), "cpu")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate memory|not enough memory|bad_alloc"
+    "out of memory|(can't|failed to) allocate memory|not enough memory|bad_alloc"
     "|could not create a (memory|primitive)",
     re.IGNORECASE,
 )
