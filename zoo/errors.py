@@ -8,7 +8,8 @@ from typing import ClassVar
 
 OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|failed to) allocate memory|not enough memory|bad_alloc"
-    "|could not create a (memory|primitive)",
+    "|could not create a (memory|primitive)"
+    r"|CU(BLAS|DNN)_STATUS_\w*ALLOC\w*_FAILED",  # where cuBLAS or cuDNN ask for memory themselves
     re.IGNORECASE,
 )
 
