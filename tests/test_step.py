@@ -12,6 +12,7 @@ from small_runs import SHORT, TINY, few_of_each
 
 from training import Recipe, Runtime
 from training.loop import Trainer
+from training.pace import LEAD, Lead
 from training.philox import Numbers
 from training.step import WARM_UP_STEPS, Step
 from zoo.data import Dataset
@@ -240,6 +241,45 @@ def test_what_is_drawn_ahead_is_what_each_step_would_draw(
             expected = step.augmentation(*step.source.batch(step.order[place]), numbers)
             assert all(map(torch.equal, step.batch(), expected))
             step.take()
+
+
+class FakeGpuQueue:
+    """Stands in for a GPU that takes steps up at once and ends none before the host waits for it.
+
+    A step counts as handed over where its end is recorded.
+    """
+
+    def __init__(self) -> None:
+        self.handed_over = self.done = 0
+
+    def event(self, **_: object) -> Mock:
+        after, queue = 0, self
+
+        def record() -> None:
+            nonlocal after
+            queue.handed_over += 1
+            after = queue.handed_over
+
+        def synchronize() -> None:
+            queue.done = max(queue.done, after)
+
+        return Mock(record=record, synchronize=synchronize)
+
+
+def test_the_host_runs_no_more_than_a_few_steps_ahead_of_a_gpu(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, run = FakeGpuQueue(), trainer(SHORT, few, model=TINY)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    run.stepper.lead = Lead(torch.device("cuda"))
+    under_way = []
+
+    for epoch in (1, 2):
+        for _ in run.run_steps(epoch):
+            under_way.append(gpu.handed_over - gpu.done)
+
+    assert len(under_way) > 2 * LEAD
+    assert max(under_way) == LEAD
 
 
 def test_a_cpu_draws_once_for_many_steps(few: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

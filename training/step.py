@@ -17,6 +17,7 @@ from training.batch_share import BatchShare
 from training.freeze import Frozen
 from training.mix import mixed_cross_entropy
 from training.optim import Average, make_optimizer
+from training.pace import Lead
 from training.philox import Numbers, make_key
 from training.pipeline import Source
 from training.precision import autocast
@@ -92,6 +93,7 @@ class Step:
         self.rates = torch.zeros(steps, device=self.device)
 
         self.drawn: dict[tuple[int, int], Draw] = {}  # by epoch and step, on a CPU
+        self.lead = Lead(self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.capture_failure: str | None = None
         self.forward_loss: Callable[..., tuple[Tensor, Tensor]] = self._forward_loss
@@ -130,6 +132,7 @@ class Step:
             self._take()
         else:
             self.graph.replay()
+        self.lead.follow()
         self.step += 1
         return self.loss, self.right
 
