@@ -120,6 +120,18 @@ def test_an_error_between_epochs_loses_no_epoch(few: Dataset, tmp_path: Path) ->
     assert Checkpoint.open(tmp_path / RUN).meta.epochs_done == 1
 
 
+def test_a_run_goes_on_on_another_kind_of_device(few: Dataset) -> None:
+    """What a GPU's generator remembers is 16 bytes, a CPU's 5,056."""
+    with processes(Runtime(device="cpu")) as accelerator:
+        run = Pretrainer(MODEL, settings("simclr"), few, accelerator, seed=0)
+        next(run.run_steps(1))
+
+        run.load_state(run.state() | {"rng": torch.zeros(16, dtype=torch.uint8)})
+
+        assert run.position == (1, 1)
+        assert next(run.run_steps(1)).isfinite()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_same_run(method: str, few: Dataset, tmp_path: Path) -> None:
     model, three = "tiny_network:dropping", settings(method, epochs="3")

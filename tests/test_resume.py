@@ -64,6 +64,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Checkpoint, cut: Path)
         assert torch.equal(resumed.state_dict()[key], tensor), key
 
 
+def test_a_run_goes_on_on_another_kind_of_device(whole: Checkpoint, cut: Path) -> None:
+    """What a GPU's generator remembers is 16 bytes, a CPU's 5,056."""
+    state = read_state(cut / "state" / "last.pt")
+    trainer = state.trainer | {"rng": torch.zeros(1, 16, dtype=torch.uint8)}
+    write_state(cut / "state" / "last.pt", replace(state, trainer=trainer))
+    meta = Checkpoint.open(cut).meta
+    save_run(cut, replace(meta, environment={**meta.environment, "device": "NVIDIA V100"}))
+    notes: list[str] = []
+
+    resumed = train(TINY, SHORT, CPU, FEW, resume=cut, on_note=notes.append)
+
+    assert outcome(resumed) == outcome(whole)  # this network draws nothing
+    begin = "it has run with device NVIDIA V100 and goes on with cpu: "
+    assert any(line.startswith(begin) for line in notes)
+
+
 def test_the_best_weights_before_the_stop_are_kept(cut: Path) -> None:
     state = read_state(cut / "state" / "last.pt")
     unbeaten = [replace(line, val_top1=0.99) for line in state.metrics]

@@ -108,8 +108,12 @@ class RunFolder:
             folder._store(anew=True)  # what is there may be older than the state
         epoch, step = trainer.position
         note(f"continuing {path} in epoch {epoch}, after {step} of its {trainer.steps} steps")
-        present = trainer.runtime.shapes_result | {"processes": trainer.world}
+        present = trainer.runtime.shapes_result | {
+            "processes": trainer.world,
+            "device": given.environment["device"],
+        }
         before = {"compile": meta.compiled, **(meta.runtime or {}), "processes": meta.processes}
+        before["device"] = meta.environment["device"]
         for name, value in present.items():
             was = before.get(name, value)
             if was != value:

@@ -141,7 +141,8 @@ class Pretrainer:
         self.begun, self.step = state["place"].tolist()
         if self.begun:
             self._shuffle()
-        set_generator_state(self.device, state["rng"])
+        otherwise = epoch_seed(self.seed, self.begun, 0)
+        set_generator_state(self.device, state["rng"], otherwise=otherwise)
 
     def check(self) -> None:
         """Wait for the device, and see whether losses and weights are finite.

@@ -79,9 +79,11 @@ def generator_state(device: torch.device) -> Tensor:
     return torch.get_rng_state()
 
 
-def set_generator_state(device: torch.device, state: Tensor) -> None:
-    """Go on from there."""
-    if device.type == "cuda":
+def set_generator_state(device: torch.device, state: Tensor, *, otherwise: int) -> None:
+    """Go on from there; from the seed `otherwise` where it is that of another kind of device."""
+    if state.shape != generator_state(device).shape:
+        torch.manual_seed(otherwise)
+    elif device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)

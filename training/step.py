@@ -357,11 +357,12 @@ class Step:
         return rows[self.rank] if is_same else rows.mean(0)
 
     def _set_rng(self, states: Tensor) -> None:
+        otherwise = epoch_seed(self.seed, self.epoch, self.rank)
         if self.rank >= len(states):  # there are more processes than there were
-            torch.manual_seed(epoch_seed(self.seed, self.epoch, self.rank))
+            torch.manual_seed(otherwise)
             return
         mine = states[self.rank].clone()  # torch reads the whole storage, whatever the offset
-        set_generator_state(self.device, mine)
+        set_generator_state(self.device, mine, otherwise=otherwise)
 
 
 def infinite_buffers(network: nn.Module, *heads: str) -> frozenset[str]:
