@@ -132,6 +132,23 @@ def test_a_run_goes_on_on_another_kind_of_device(few: Dataset) -> None:
         assert next(run.run_steps(1)).isfinite()
 
 
+def test_a_step_copies_no_number_to_the_device(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.tensor(number, device=GPU)` waits until the GPU has done all that it was given."""
+    made: list[object] = []
+    make = torch.tensor
+    with processes(Runtime(device="cpu")) as accelerator:
+        run = Pretrainer(MODEL, settings("byol"), few, accelerator, seed=0)
+        steps = run.run_steps(1)
+        next(steps)
+        monkeypatch.setattr(torch, "tensor", lambda *a, **k: made.append(a) or make(*a, **k))
+
+        next(steps)
+
+    assert made == []
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_is_the_same_run(method: str, few: Dataset, tmp_path: Path) -> None:
     model, three = "tiny_network:dropping", settings(method, epochs="3")

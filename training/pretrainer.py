@@ -239,6 +239,7 @@ class Pretrainer:
         """Put the images in the order of the epoch."""
         self.host_order = shuffled(len(self.source.labels), self.seed, self.begun)
         self.order = self.host_order.to(self.device)
+        self.here = torch.tensor(self.begun, device=self.device)  # a step that made it would wait
 
     def _take(self) -> Tensor:
         """Take the next step."""
@@ -248,7 +249,7 @@ class Pretrainer:
         stored, _ = self.source.batch(self.order[rows])
         numbers = Numbers(
             key=self.key,
-            epoch=torch.tensor(self.begun, device=self.device),
+            epoch=self.here,
             place=torch.arange(rows.start, rows.stop, device=self.device),
         )
         first, second = (self.views(stored, numbers, part=part) for part in PARTS)
