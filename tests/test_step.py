@@ -180,6 +180,19 @@ class FakeBrokenCapture:
         raise RuntimeError("operation failed due to a previous error during capture")
 
 
+class FakeGpuGenerator:
+    """As in torch 2.10: a capture that fails leaves it captured, and it draws no more."""
+
+    def __init__(self, *, is_captured: bool) -> None:
+        self.is_captured = is_captured
+
+    def clone_state(self) -> "FakeGpuGenerator":
+        return FakeGpuGenerator(is_captured=False)
+
+    def graphsafe_set_state(self, other: "FakeGpuGenerator") -> None:
+        self.is_captured = other.is_captured
+
+
 @pytest.mark.parametrize(
     ("failure", "wanted", "told"),
     [
@@ -215,6 +228,9 @@ def test_what_a_capture_met_first_is_told(
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
     monkeypatch.setattr(torch.cuda, "graph", FakeBrokenCapture)
+    generators = [FakeGpuGenerator(is_captured=False), FakeGpuGenerator(is_captured=True)]
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
 
     if told is None:
         step.capture()
@@ -224,6 +240,7 @@ def test_what_a_capture_met_first_is_told(
         kind = MachineError if wanted == "on" else type(failure)
         with pytest.raises(kind, match=told):
             step.capture()
+    assert not generators[1].is_captured
 
 
 @pytest.mark.parametrize("at_once", [1, 100, 10_000])  # of 50 images a batch

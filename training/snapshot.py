@@ -79,6 +79,16 @@ def generator_state(device: torch.device) -> Tensor:
     return torch.get_rng_state()
 
 
+def renew_generator(device: torch.device) -> None:
+    """Let random numbers of a GPU go on where they are after a capture that failed.
+
+    In torch 2.10 and others before 2.14 its generator else counts as captured, and draws no more.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
 def set_generator_state(device: torch.device, state: Tensor, *, otherwise: int) -> None:
     """Go on from there; from the seed `otherwise` where it is that of another kind of device."""
     if state.shape != generator_state(device).shape:

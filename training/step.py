@@ -31,6 +31,7 @@ from training.snapshot import (
     put_back,
     put_scale_back,
     remembered,
+    renew_generator,
     scale_of,
     set_generator_state,
 )
@@ -169,6 +170,7 @@ class Step:
                     raise
         except RuntimeError as last:
             reason = met or last  # the end of a capture that failed fails too
+            renew_generator(self.device)
             if not isinstance(reason, RuntimeError) or is_out_of_memory(reason):
                 raise reason from None
             if self.runtime.cuda_graphs == "on":
