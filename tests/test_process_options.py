@@ -17,6 +17,7 @@ from training.loop import Trainer
 from training.options import build_parser, make_runtime
 from training.processes import processes
 from training.recipe import COMPILE_MODES, Runtime
+from zoo.errors import MachineError, ZooError
 from zoo.models import create_model
 from zoo.session import tf32
 
@@ -140,3 +141,49 @@ def test_products_of_a_gpu_may_be_rounded_to_tf32(
 
     assert within == [allowed, allowed]
     assert after == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("there", "runtime", "told"),
+    [
+        (
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"},
+            {},
+            "4 processes on a machine with 2 GPUs: each needs one of its own",
+        ),
+        (
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"},
+            {"cuda_graphs": "on"},
+            "--cuda-graphs on is for a single process: leave it out with several",
+        ),
+    ],
+    ids=["too many", "graphs"],
+)
+def test_what_several_processes_cannot_do_on_gpus_is_one_line(
+    there: dict[str, str], runtime: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.processes.require_kernels", lambda device: None)  # fake GPUs
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ZooError) as caught, processes(Runtime(device="cuda", **runtime)):
+        pass
+
+    assert str(caught.value) == told
+
+
+def test_an_operation_that_is_never_deterministic_is_one_line() -> None:
+    pooled, places = torch.nn.functional.max_pool2d(torch.rand(1, 1, 4, 4), 2, return_indices=True)
+
+    with (
+        pytest.raises(MachineError) as caught,
+        processes(Runtime(device="cpu", deterministic=True)),
+    ):
+        torch.nn.functional.max_unpool2d(pooled, places, 2)
+
+    assert str(caught.value) == (
+        "torch has no way to compute max_unpooling2d_forward_out that gives the same bits every "
+        "time: begin without --deterministic"
+    )
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -154,7 +154,7 @@ def _add_speed(parser: Parser) -> None:
         "--cuda-graphs",
         choices=CUDA_GRAPHS,
         default="auto",
-        help="a whole step as one CUDA graph; auto: on a GPU",
+        help="a whole step as one CUDA graph; auto: on a GPU of a single process",
     )
     group.add_argument(
         "--memory-format",

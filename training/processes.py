@@ -22,12 +22,14 @@ from training.elastic import PeerLost
 from training.recipe import Runtime
 from zoo.allocator import keep_memory
 from zoo.doctor import require_kernels
-from zoo.errors import ZooError, first_line
+from zoo.errors import MachineError, ZooError, first_line
 from zoo.session import tf32
+from zoo.text import counted
 
 T = TypeVar("T")
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+NOT_DETERMINISTIC = " does not have a deterministic implementation"
 PEER_LOST = re.compile(
     "connection (reset|closed|refused)|broken pipe|gloo|nccl|timed? ?out", re.IGNORECASE
 )
@@ -59,14 +61,16 @@ def processes(runtime: Runtime) -> Iterator[Accelerator]:
     Memory that is freed stays with the process, from then on: see `zoo.allocator`.
 
     Raises:
-        ZooError: a GPU is asked for and there is none, or an option that needs one.
-        MachineError: torch holds no code for this GPU.
+        ZooError: a GPU is asked for and there is none, or fewer than processes, or an option that
+            needs one, or one process alone.
+        MachineError: torch holds no code for this GPU, or nothing deterministic for a network.
         PeerLost: another process ended.
     """
     cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
     keep_memory()
     if not cpu:
         require_kernels("cuda")
+        _check_gpus(runtime)
     if cpu and runtime.comm_hook != "none":
         raise ZooError(
             f"--comm-hook {runtime.comm_hook} compresses gradients between GPUs: "
@@ -88,6 +92,18 @@ def processes(runtime: Runtime) -> Iterator[Accelerator]:
                     yield accelerator
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _check_gpus(runtime: Runtime) -> None:
+    """Refuse what several processes on GPUs cannot do, before they meet."""
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if here > max(1, gpus):  # torchrun would have two share one, which NCCL refuses
+        raise ZooError(
+            f"{here} processes on a machine with {counted(gpus, 'GPU')}: each needs one of its own"
+        )
+    # DDP keeps what adds gradients up on the default stream, which no capture may wait for.
+    if runtime.cuda_graphs == "on" and _world() > 1:
+        raise ZooError("--cuda-graphs on is for a single process: leave it out with several")
 
 
 class Alone(Accelerator):  # type: ignore[misc]  # accelerate has no types
@@ -178,14 +194,17 @@ def _ddp(runtime: Runtime) -> DistributedDataParallelKwargs:
     )
 
 
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def _peers() -> Iterator[None]:
     """One line where another process of the run is gone."""
     try:
         yield
     except RuntimeError as error:
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if several and (
+        if _world() > 1 and (
             isinstance(error, torch.distributed.DistError) or PEER_LOST.search(str(error))
         ):
             raise PeerLost(
@@ -209,6 +228,14 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
+    except RuntimeError as error:
+        operation, stop, _ = str(error).partition(NOT_DETERMINISTIC)
+        if stop:
+            raise MachineError(
+                f"torch has no way to compute {operation} that gives the same bits every time: "
+                "begin without --deterministic"
+            ) from error
+        raise
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
