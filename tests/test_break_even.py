@@ -1,5 +1,6 @@
 """What torch.compile took and gave: the line, the facts of the run, and no compilation later."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def test_compiling_pays_once_the_epochs_have_saved_what_it_took(
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
+    return make_trainer()
+
+
+def make_trainer() -> Trainer:
     """A trainer of six steps an epoch."""
     from accelerate import Accelerator
 
@@ -51,6 +56,17 @@ def trainer() -> Trainer:
 
     data = few_of_each()
     return Trainer(create_model(TINY), SHORT, CPU, data, Accelerator(cpu=True), seed=0)
+
+
+def test_choosing_kernels_is_part_of_what_compiling_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_trainer()
+    monkeypatch.setattr(Trainer, "_fast_kernels", lambda self: time.sleep(0.5) or [])  # on a GPU
+
+    run.predicted()
+
+    assert run.compile_seconds > 0.4
 
 
 def test_what_was_not_measured_is_not_told(trainer: Trainer) -> None:

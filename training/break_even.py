@@ -14,7 +14,7 @@ class Compilation:
     A step of either kind is the median of a few that are taken before the run, by the same clock.
     """
 
-    seconds: float  # of the first step, beyond a later one
+    seconds: float  # of choosing kernels, and of the first step beyond a later one
     recompiles: int  # graphs made after the first steps
     step_ms: float
     eager_step_ms: float | None

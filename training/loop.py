@@ -106,7 +106,7 @@ class Trainer:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.mine = BatchShare.of(recipe, runtime, rank=self.rank, world=self.world)
         self.kernels: list[Choice] = []  # convolutions that could train faster than with cuDNN
-        self.compile_seconds = 0.0  # of the first step, where it compiles or captures
+        self.compile_seconds = 0.0  # of choosing kernels, compiling and capturing
         rows = self._hold_out(data.train)
         self.steps = len(rows) // recipe.batch_size  # the last partial batch is left out
         if recipe.epoch_steps is not None:
@@ -207,16 +207,17 @@ class Trainer:
 
     def step_seconds(self) -> float:
         """Time of a step: the median of a few, which change weights as any step does."""
-        stepper = self.stepper
+        stepper, start = self.stepper, time.perf_counter()
         self.kernels = self.kernels or self._fast_kernels()
         stepper.train_mode()
         if stepper.epoch == 0 or stepper.step + PROBE_STEPS >= self.steps:
             stepper.begin(max(1, stepper.epoch))
         with cudnn_benchmark(not self.runtime.deterministic):
-            first = self._first_step()
+            self._first_step()
             if stepper.wants_graph:
                 self._stay_within()
-                first += self._timed(stepper.capture)
+                self._timed(stepper.capture)
+        first = time.perf_counter() - start
         steps = self._few_timed(self._probe, PROBE_STEPS)
         self.compile_seconds = max(0.0, first - median(steps))
         return median(steps)
@@ -344,10 +345,11 @@ class Trainer:
         top1, top5, *rest = (round(v) for v in self.accelerator.reduce(counts, "sum").tolist())
         return Accuracy(top1 / rest[0], top5 / rest[0], *rest)
 
-    def _first_step(self) -> float:
+    def _first_step(self) -> None:
         """Compile; without our own convolutions where the compiler fails on them."""
         try:
-            return self._timed(self._probe)
+            self._timed(self._probe)
+            return
         except (AssertionError, RuntimeError) as reason:
             if not any(choice.swapped for choice in self.kernels):
                 raise
@@ -356,7 +358,7 @@ class Trainer:
         self.kernels = [replace(one, swapped=False, failure=failure) for one in self.kernels]
         torch.compiler.reset()
         self.stepper.optimizer.zero_grad(set_to_none=True)
-        return self._timed(self._probe)
+        self._timed(self._probe)
 
     def _probe(self) -> None:
         """One step more, of those that are undone afterwards."""
