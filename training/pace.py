@@ -12,8 +12,8 @@ LEAD = 4  # steps that a GPU may have before it
 class Lead:
     """Holds the host back where it would run far ahead of a GPU.
 
-    Of captured steps hundreds fit the queue of a GPU. A stop that is asked for, a save and a report
-    would come after all of them, and the speed would be that of handing over.
+    A captured step is one launch, and many fit the queue of a GPU. A stop that is asked for, a save
+    and a report would come after all of them, and the speed would be that of handing over.
     """
 
     def __init__(self, device: torch.device) -> None:
