@@ -158,9 +158,14 @@ def trained_on(machine: str) -> dict[str, list[str]]:
 
 def test_the_speed_of_training_is_as_told() -> None:
     told = " ".join(README.split())
-    gpu, cpu, plain = map(
+    gpu, cpu, plain, avx512 = map(
         trained_on,
-        ("batch 1024, NVIDIA H200", "\nIntel(R) Xeon(R) Processor, 2 cores", "\nAMD EPYC, 2 cores"),
+        (
+            "batch 1024, NVIDIA H200",
+            "\nIntel(R) Xeon(R) Processor, 2 cores",
+            "environment c99df1a9f874",
+            "environment a0ffba8ba5ee",
+        ),
     )
 
     assert (
@@ -177,6 +182,11 @@ def test_the_speed_of_training_is_as_told() -> None:
     assert (
         f"augmentation is {cpu['ours-compile'][2].split('(')[1].strip(' )')} of that step" in told
     )
+    assert (
+        f"AMD EPYC with AVX512-BF16 these are {avx512['ours-compile'][0]} images/s, "
+        f"{avx512['torchvision-eager'][1]} and {avx512['timm-eager'][1]} times, "
+        f"{avx512['torchvision-compile'][1]} and {avx512['timm-compile'][1]} times."
+    ) in told
     assert (
         f"AMD EPYC with AVX2 alone {plain['ours-compile'][0]} images/s, "
         f"{plain['torchvision-eager'][1]} and {plain['timm-eager'][1]} times the two, "

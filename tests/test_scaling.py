@@ -70,7 +70,7 @@ def test_it_measures_real_processes(tmp_path: Path) -> None:
         "exchange": len(scaling.EXCHANGED),
     }
     assert record["gradient_bytes"] == 4 * 278_324
-    assert record["commit"] == git_commit()
+    assert record["commit"] == git_commit(Path(__file__).parents[1])
     assert (tmp_path / scaling.PAGE).read_text() == scaling.page(record)
 
 

@@ -86,7 +86,7 @@ def _agreement(args: argparse.Namespace) -> int:
             row = compared(backend, batch, ours, theirs, device=device)
             (whole_calls if backend == WHOLE_CALL else rows).append(row)
             print("{backend} b{batch}: {ours_ms:.3f} and {theirs_ms:.3f} ms, {says}".format(**row))
-    head = {"model": MODEL, "commit": git_commit(), "environment": environment}
+    head = {"model": MODEL, "commit": git_commit(ROOT), "environment": environment}
     write_json(out, head | {"rows": rows, "whole_calls": whole_calls})
     print(out)
     return int(not all(row["agrees"] for row in rows))

@@ -23,7 +23,8 @@ from zoo.files import write_atomic, write_json
 from zoo.models import model_spec
 
 COMMAND = "int8"
-RESULTS = Path(__file__).parents[2] / "bench_results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench_results"
 RECORDS, PAGE = "networks", "README.md"
 WRITTEN = (("onnx", "int8"), ("openvino", "int8"))
 NETWORKS = (
@@ -68,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
             artifacts, failed = write(prepare(run, data, Path(folder)), WRITTEN)
         found = [Int8.of(artifact) for artifact in artifacts]
         found += [Int8.failed(entry) for entry in failed]
-        cost = Cost.of(run.meta, found, quantised_in=capture("cpu").to_json(), commit=git_commit())
+        cost = Cost.of(
+            run.meta, found, quantised_in=capture("cpu").to_json(), commit=git_commit(ROOT)
+        )
         write_json(record, cost.to_json())
         write_page(args.out)
     print(write_page(args.out))

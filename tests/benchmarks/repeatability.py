@@ -55,7 +55,7 @@ def _repeat(args: argparse.Namespace) -> int:
     rows = [row(kind, batch, runs) for kind, runs in found.items() for batch in BATCHES]
     for one in rows:
         print("{kind} b{batch}: ratios vary by {variation:.2%}, at most {limit:.0%}".format(**one))
-    head = {"model": MODEL, "commit": git_commit(), "environment": capture().to_json()}
+    head = {"model": MODEL, "commit": git_commit(ROOT), "environment": capture().to_json()}
     write_json(args.out, head | {"rows": rows})
     print(args.out)
     return int(not all(one["holds"] for one in rows))

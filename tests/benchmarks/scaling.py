@@ -25,7 +25,8 @@ from zoo.environment import capture, git_commit
 from zoo.errors import MachineError
 from zoo.files import write_atomic, write_json
 
-FOLDER = Path(__file__).parents[2] / "bench_results" / "training"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "bench_results" / "training"
 RECORD, PAGE = "scaling.json", "scaling.md"
 COMMAND = "scaling"
 ALONE, APART, TOGETHER, EXCHANGE = "alone", "apart", "together", "exchange"
@@ -124,7 +125,7 @@ def measure(args: argparse.Namespace) -> int:
         "task": asdict(task),
         "gradient_bytes": size,
         "environment": capture().to_json(),
-        "commit": git_commit(),
+        "commit": git_commit(ROOT),
         "threads": 1,
         "samples_s": samples,  # of each round: of each process, or by bytes
     }

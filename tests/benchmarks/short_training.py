@@ -32,7 +32,8 @@ BATCHES = (8, 32)  # images a step: the least, and the most
 MOST_STEPS = 150
 PROBE = 64  # images
 SEED = 0
-FOLDER = Path(__file__).parents[2] / "bench_results" / "short_training"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "bench_results" / "short_training"
 RECORDS, TABLE = "records.jsonl", "README.md"
 
 
@@ -110,7 +111,7 @@ def train_shortly(name: str, data: Dataset) -> Short:
         environment_key=environment.key,
         device=environment.cpu,
         torch=torch.__version__,
-        commit=git_commit(),
+        commit=git_commit(ROOT),
     )
 
 

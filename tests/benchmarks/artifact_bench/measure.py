@@ -71,7 +71,7 @@ def measure(
         dataset=meta.dataset.name,
         dataset_digest=meta.dataset.digest,
         environment=environment.to_json(),
-        commit=git_commit(),
+        commit=git_commit(Path(__file__).resolve().parents[3]),
         budget_s=budget_s,
         entries=(
             *(replace(entry, timings=tuple(timings[label])) for label, entry in entries.items()),

@@ -37,7 +37,7 @@ def look(device: str) -> Machine:
             if name not in missing
         },
         missing=(*missing, *([] if has_onnx_cuda() else [ONNX_CUDA])),
-        commit=git_commit(),
+        commit=git_commit(Path(__file__).resolve().parents[3]),
         sources_sha256=sources_digest(Path(__file__).resolve().parents[3]),
         is_rehearsal=False,
     )

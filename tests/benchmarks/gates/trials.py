@@ -72,7 +72,7 @@ class Bench:
         return facts | {
             "load_before": before,
             "load_after": os.getloadavg()[0],
-            "commit": git_commit(),
+            "commit": git_commit(Path(__file__).resolve().parents[3]),
             "environment": capture().to_json(),
             "samples": asdict(samples),
         }

@@ -81,7 +81,7 @@ def measure(
             seed=SEED,
             cold_compiler=kept is None,
             contenders=names[1:],
-            commit=git_commit(),
+            commit=git_commit(Path(__file__).resolve().parents[3]),
             **machine,
             **traffic,
         )
