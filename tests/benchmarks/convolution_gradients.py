@@ -58,10 +58,10 @@ class Kind:
         module = DepthwiseInFp32 if self.in_fp32 else nn.Conv2d
         return module(
             *self.channels,
-            self.kernel,  # type: ignore[arg-type]
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=self.padding,  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
             groups=self.groups,
             bias=False,
         ).to(memory_format=torch.channels_last)

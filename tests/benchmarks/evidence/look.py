@@ -27,6 +27,7 @@ def look(device: str) -> Machine:
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    root = Path(__file__).resolve().parents[3]
     names = metadata.packages_distributions()
     missing = [name for name in MODULES if find_spec(name) is None]
     return Machine(
@@ -37,8 +38,8 @@ def look(device: str) -> Machine:
             if name not in missing
         },
         missing=(*missing, *([] if has_onnx_cuda() else [ONNX_CUDA])),
-        commit=git_commit(Path(__file__).resolve().parents[3]),
-        sources_sha256=sources_digest(Path(__file__).resolve().parents[3]),
+        commit=git_commit(root),
+        sources_sha256=sources_digest(root),
         is_rehearsal=False,
     )
 
