@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.doctor import stack_for
 from zoo.errors import MachineError, MissingPackageError, ZooError, first_line, nearest
-from zoo.machine import Gpu, driver_gpu
+from zoo.machine import Gpu, driver_gpu, rtx_has_code
 
 # flavour -> modules, the first that is there is used; the bindings alone are all that is needed
 MODULES = {
@@ -19,9 +19,6 @@ TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 INSTALL = "in a clone of cifar-zoo run pip install"
 VOLTA, TURING, AMPERE = (7, 0), (7, 5), (8, 0)  # compute capabilities
 LAST_WITH_VOLTA = (10, 4)  # of TensorRT
-# TensorRT-RTX: it refuses compute capability 9.0 in so many words (1.7, tried on an H200).
-RTX_CAPABILITIES = (TURING, AMPERE, (8, 6), (8, 9))
-RTX_FROM = (12, 0)  # and all after
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +130,7 @@ def check_gpu(flavor: Flavor, gpu: Gpu | None) -> None:
 
 def _has_code(flavor: Flavor, capability: tuple[int, int]) -> bool:
     if flavor.name == "rtx":
-        return capability in RTX_CAPABILITIES or capability >= RTX_FROM
+        return rtx_has_code(capability)
     major_minor = tuple(map(int, flavor.version.split(".")[:2]))
     return capability >= (VOLTA if major_minor <= LAST_WITH_VOLTA else TURING)
 

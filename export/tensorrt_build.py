@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from export.target import MAX_BATCH, ExportOptions
-from export.tensorrt_api import (
-    RTX_CAPABILITIES,
-    RTX_FROM,
-    TURING,
-    Flavor,
-    MessageLog,
-    message_log,
-)
+from export.tensorrt_api import TURING, Flavor, MessageLog, message_log
 from export.tensorrt_inspect import LayerTypes, network_layer_types
 from export.to_onnx import refuse_one_attention
 from zoo.errors import ArtifactError, MachineError, ZooError
 from zoo.files import write_atomic
-from zoo.machine import Gpu
+from zoo.machine import RTX_CAPABILITIES, RTX_FROM, Gpu
 
 RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"  # a feature of TensorRT from 10.10 on
 MOST_ELEMENTS = 2**31 - 1  # of one value, for any batch of the profile (NVIDIA/TensorRT#4408)

@@ -311,6 +311,19 @@ def test_tensorrt_flavour() -> None:
     assert rtx.detail.startswith("TensorRT for RTX (tensorrt_rtx_bindings); without a GPU")
 
 
+@pytest.mark.parametrize(("gpu", "extra"), [(FAKE_H100, "trt"), (FAKE_V100, "v100-trt")])
+def test_tensorrt_for_rtx_alone_is_of_no_use_to_some_gpus(gpu: Gpu, extra: str) -> None:
+    rtx = "tensorrt_rtx_bindings"
+    fake_ada = Gpu(name="fake L4", capability=(8, 9))
+
+    check = doctor.check_tensorrt((rtx,), gpu)
+
+    assert (check.status, check.fix) == ("problem", f"pip install '.[{extra}]'")
+    assert check.detail == f"TensorRT for RTX ({rtx}) has no code for the {gpu}"
+    assert doctor.check_tensorrt((rtx,), fake_ada).status == "ok"
+    assert doctor.check_tensorrt(("tensorrt", rtx), gpu).status == "ok"
+
+
 def test_openvino() -> None:
     assert doctor.check_openvino("2026.4.1").status == "ok"
     assert doctor.check_openvino(None).fix == "pip install '.[openvino]'"

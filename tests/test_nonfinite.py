@@ -8,16 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from small_runs import CPU, EAGER_TO_SAVE, FOLDER, SHORT, TINY, few_of_each
 from torch import nn
 
 from training import train
 from training.cli import main
+from training.loop import NonFinite, Trainer
+from training.precision import LEAST_SCALE
 from training.replay import images_of
 from training.run import replay
 from training.state import is_finite, read_state
 from zoo.errors import CheckpointError, MachineError
 from zoo.files import read_json, write_json
+from zoo.models import create_model
 from zoo.preprocess import Preprocessing
 
 FEW = few_of_each()
@@ -31,7 +35,7 @@ def test_a_run_stops_and_says_where_it_began(tmp_path: Path) -> None:
         train(TINY, EXPLODING, CPU, FEW, runs=tmp_path)
 
     assert str(caught.value) == (
-        "the loss became infinite or NaN in epoch 1, step 2, learning rate 1e+30: "
+        "the loss or its gradients became infinite or NaN in epoch 1, step 2, learning rate 1e+30: "
         "begin again with a lower one, --set peak_lr=2.5e+29, or see where it began with "
         f"zoo-train --replay {path}"
     )
@@ -106,6 +110,38 @@ def test_the_step_that_failed_is_found(
     assert is_finite(read_state(path / "state" / "last.pt").trainer)
 
 
+class Steep(nn.Module):
+    """Its loss is finite, and its gradient, from a certain call in training on, never."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.taken = at, 0
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.taken += 1
+        zero = self.scale - self.scale.detach()
+        return x * (self.scale + zero.sqrt() if self.taken >= self.at else self.scale)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_gradients_that_no_scale_makes_finite_stop_a_run_in_fp16(at: int) -> None:
+    network = nn.Sequential(nn.Flatten(), Steep(at), nn.Linear(3072, 100))
+    recipe = replace(SHORT, precision="fp16")
+    run = Trainer(network, recipe, CPU, FEW, Accelerator(cpu=True), seed=0)
+    run.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=4 * LEAST_SCALE)
+
+    taken = run.run_steps(1)
+    for _ in range(at + 1):  # halved, and halved again: the least that will do
+        next(taken)
+    run.check()
+    next(taken)
+
+    with pytest.raises(NonFinite, match=rf"the loss or its gradients .* step {at + 2}, "):
+        run.check()
+    assert run.stepper.loss.isfinite()
+
+
 @pytest.mark.usefixtures("breaking")
 def test_a_step_that_followed_from_an_earlier_one_leads_back_to_it(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="infinite or NaN in epoch 2, step 3"):
@@ -175,11 +211,6 @@ def test_weights_that_are_of_no_use_are_told(
 
 
 def test_the_images_are_those_of_the_batch(tmp_path: Path) -> None:
-    from accelerate import Accelerator
-
-    from training.loop import Trainer
-    from zoo.models import create_model
-
     run = Trainer(
         create_model(TINY, num_classes=100), SHORT, CPU, FEW, Accelerator(cpu=True), seed=3
     )

@@ -26,6 +26,8 @@ from small_runs import few_of_each, lines, outcome, trained_elsewhere
 from torch import nn
 
 from training import Runtime
+from training.loop import NonFinite
+from training.precision import LEAST_SCALE
 from training.pretrain import pretrain, replay
 from training.pretrain_cli import main
 from training.pretrainer import Pretrainer
@@ -373,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where_it_began(
     facts = read_json(path / "state" / "nonfinite.json")
     step = facts["step"] + 1
     assert str(caught.value) == (
-        f"the loss became infinite or NaN in epoch 1, step {step}, learning rate "
+        f"the loss or its gradients became infinite or NaN in epoch 1, step {step}, learning rate "
         f"{facts['learning_rate']:.3g}: begin again with a lower one, --set peak_lr=2.5e+29, or "
         f"see where it began with zoo-pretrain {MODEL} --method simclr --replay {path}"
     )
@@ -435,6 +437,22 @@ def test_weights_that_are_not_finite_are_not_kept(
     assert shown[1] == (
         "first value that is not finite: gradient of 0.body.breaking.scale (1 of 1 values)"
     )
+
+
+@pytest.mark.usefixtures("breaking")
+def test_gradients_that_no_scale_makes_finite_stop_a_run_in_fp16(few: Dataset) -> None:
+    with processes(Runtime(device="cpu")) as accelerator:
+        asked = settings("simclr", precision="fp16")
+        trainer = Pretrainer("breaking:network", asked, few, accelerator, seed=0)
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=LEAST_SCALE)
+        steps = trainer.run_steps(1)
+        for _ in range(3):
+            next(steps)
+        trainer.check()
+        assert next(steps).isfinite()
+
+    with pytest.raises(NonFinite, match="the loss or its gradients .* epoch 1, step 4, "):
+        trainer.check()
 
 
 def test_the_images_of_a_step_that_failed_are_those_of_its_batch(few: Dataset) -> None:

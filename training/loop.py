@@ -64,13 +64,14 @@ OnProgress = Callable[[Progress], None]
 
 
 class NonFinite(MachineError):
-    """The loss became infinite or NaN."""
+    """The loss or its gradients became infinite or NaN."""
 
     def __init__(self, *, epoch: int, step: int, learning_rate: float, peak_lr: float) -> None:
         self.epoch, self.step, self.learning_rate = epoch, step, learning_rate
         super().__init__(
-            f"the loss became infinite or NaN in epoch {epoch}, step {step + 1}, learning rate "
-            f"{learning_rate:.3g}: begin again with a lower one, --set peak_lr={peak_lr / 4:.3g}"
+            f"the loss or its gradients became infinite or NaN in epoch {epoch}, step {step + 1}, "
+            f"learning rate {learning_rate:.3g}: begin again with a lower one, "
+            f"--set peak_lr={peak_lr / 4:.3g}"
         )
 
 

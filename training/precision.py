@@ -8,6 +8,7 @@ from zoo.environment import cpu_flags, has_bf16_units
 from zoo.errors import ZooError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 1e-4  # of a loss in fp16; fairseq too gives up below it
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
@@ -77,6 +78,19 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     """The context in which the forward pass runs."""
     dtype = DTYPES.get(recipe.precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def is_sound(loss: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    """Whether a step came to something: () -> () bool, on the device.
+
+    Its loss has to be finite. A scaler leaves out a step whose gradients are not, and halves the
+    scale for the next: below LEAST_SCALE none has made them so, and the run would stand still.
+    """
+    is_finite = loss.isfinite()
+    if not scaler.is_enabled():
+        return is_finite
+    assert scaler._scale is not None  # there since the first loss was scaled
+    return is_finite & (scaler._scale >= LEAST_SCALE)
 
 
 def _native(device: torch.device) -> str:

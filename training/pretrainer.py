@@ -17,7 +17,7 @@ from training.optim import make_optimizer
 from training.pace import paced
 from training.philox import Numbers, make_key
 from training.pipeline import make_source
-from training.precision import autocast, keep_depthwise_in_fp32
+from training.precision import autocast, is_sound, keep_depthwise_in_fp32
 from training.pretrain_folder import PretrainingMetrics
 from training.pretraining import Pretraining
 from training.schedule import learning_rate
@@ -263,7 +263,7 @@ class Pretrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.method.follow((done + 1) / (self.settings.epochs * self.steps))
         self.loss.copy_(loss.detach())
-        self.losses[self.step] = self.loss
+        self.losses[self.step] = self.loss.where(is_sound(self.loss, self.scaler), torch.nan)
         self.step += 1
         return self.loss
 

@@ -20,7 +20,7 @@ from training.optim import Average, make_optimizer
 from training.pace import Lead
 from training.philox import Numbers, make_key
 from training.pipeline import Source
-from training.precision import autocast
+from training.precision import autocast, is_sound
 from training.processes import prepare
 from training.recipe import OWN_GRAPHS, Recipe, Runtime
 from training.schedule import learning_rate
@@ -87,7 +87,7 @@ class Step:
         self.sums = torch.zeros(2, device=self.device)  # loss and share of hits, over the epoch
         self.loss = torch.zeros((), device=self.device)  # of the last step
         self.right = torch.zeros((), device=self.device)
-        self.bad = torch.full((), -1, dtype=torch.int64, device=self.device)  # first non-finite
+        self.bad = torch.full((), -1, dtype=torch.int64, device=self.device)  # first unsound step
         self.offset = torch.arange(mine.count, device=self.device) + mine.first
         self.host_order = torch.zeros(len(source.labels), dtype=torch.int64)
         self.order = self.host_order.to(self.device)
@@ -254,7 +254,7 @@ class Step:
         self.loss.copy_(loss)
         self.right.copy_(right)
         self.sums += torch.stack((self.loss, self.right))
-        is_new = (self.bad < 0) & ~self.loss.isfinite()
+        is_new = (self.bad < 0) & ~is_sound(self.loss, self.scaler)
         self.bad.copy_(torch.where(is_new, self.place[1], self.bad))
         self.place[1] += 1
 

@@ -12,7 +12,7 @@ from typing import Literal
 from zoo import machine
 from zoo.environment import cpu_flags, has_bf16_units
 from zoo.errors import MachineError
-from zoo.machine import Data, Failure, Gpu, Torch
+from zoo.machine import Data, Failure, Gpu, Torch, rtx_has_code
 
 Status = Literal["ok", "missing", "problem"]
 _OK: Status = "ok"
@@ -262,12 +262,17 @@ def check_onnxruntime(
 
 def check_tensorrt(modules: Collection[str], gpu: Gpu | None) -> Check:
     """Which flavour of TensorRT is there; an engine can be built without a GPU, but not run."""
+    fix = install("v100-trt" if stack_for(gpu) == "v100" else "trt" if gpu else "trt-rtx")
     if not modules:
-        extra = "v100-trt" if stack_for(gpu) == "v100" else "trt-rtx" if gpu is None else "trt"
-        return Check(name="tensorrt", status="missing", detail="not installed", fix=install(extra))
-    flavour = "TensorRT for RTX" if "tensorrt_rtx_bindings" in modules else "TensorRT"
-    use = "" if gpu else "; without a GPU it builds engines and runs none"
-    return Check(name="tensorrt", status="ok", detail=f"{flavour} ({', '.join(modules)}){use}")
+        return Check(name="tensorrt", status="missing", detail="not installed", fix=fix)
+    has_rtx = "tensorrt_rtx_bindings" in modules
+    detail = f"{'TensorRT for RTX' if has_rtx else 'TensorRT'} ({', '.join(modules)})"
+    if gpu is None:
+        detail += "; without a GPU it builds engines and runs none"
+    elif has_rtx and len(modules) == 1 and not rtx_has_code(gpu.capability):
+        detail += f" has no code for the {gpu}"
+        return Check(name="tensorrt", status="problem", detail=detail, fix=fix)
+    return Check(name="tensorrt", status="ok", detail=detail)
 
 
 def check_openvino(version: str | None) -> Check:

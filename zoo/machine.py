@@ -28,6 +28,16 @@ class Gpu:
         return f"{self.name} (compute capability {self.capability[0]}.{self.capability[1]})"
 
 
+# Of TensorRT-RTX: it refuses 9.0 in so many words (1.7, tried on an H200).
+RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9))
+RTX_FROM = (12, 0)  # and all after
+
+
+def rtx_has_code(capability: tuple[int, int]) -> bool:
+    """Whether TensorRT-RTX runs on GPUs of a compute capability."""
+    return capability in RTX_CAPABILITIES or capability >= RTX_FROM
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Torch:
     """What torch says of itself and of the GPU."""
