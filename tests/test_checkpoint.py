@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,15 @@ def test_no_folder_is_no_run(tmp_path: Path) -> None:
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a run: it holds no meta.json"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_a_name_that_is_no_text_is_told(mini: Dataset, tmp_path: Path) -> None:
+    run = sample_run(tmp_path / "run", mini)
+    other = run.path.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+
+    with pytest.raises(CheckpointError, match=r"caf.* is not UTF-8: rename the folder$"):
+        Checkpoint.open(other)
 
 
 def test_truncated_weights_are_refused(mini: Dataset, tmp_path: Path) -> None:

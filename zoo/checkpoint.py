@@ -118,9 +118,14 @@ class Checkpoint:
         """Read the facts of a run.
 
         Raises:
-            CheckpointError: the folder is no run, or its meta.json cannot be read.
+            CheckpointError: the folder is no run, its meta.json cannot be read, or its name is not
+                UTF-8, as safetensors and ONNX Runtime need it.
         """
         path = Path(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(f"the name {path} is not UTF-8: rename the folder") from None
         if not path.exists():
             raise CheckpointError(f"there is no run {path}: train one with zoo-train MODEL")
         if not (path / META).is_file():
