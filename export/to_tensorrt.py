@@ -182,6 +182,7 @@ def write_engine(
         "built_on": str(gpu) if gpu else "cpu",
         "runs_on": built.runs_on,
         "batch_min_opt_max": list(built.profile),
+        "version_compatible": options.trt_version_compatible,
         "network_layers": built.network,
         "engine_bytes": len(built.plan),
         "layers": f"network: {summarise(built.network)}",

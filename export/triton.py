@@ -23,6 +23,10 @@ OPENVINO_NOTES = """\
 # A CPU with units for bf16 will use them; the accuracy in the manifest was measured without.
 """
 OPENVINO_BF16 = 'parameters { key: "HINT_BF16" value: { string_value: "YES" } }\n'
+VERSION_COMPATIBLE_NOTE = """\
+# An engine for later releases of TensorRT too; tritonserver wants to be told that it may load it:
+# --backend-config=tensorrt,version-compatible=true
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,12 +129,14 @@ def _scheduling(artifact: Artifact) -> str:
         return f"max_batch_size: 0\n{_instances('KIND_CPU')}{rest}"
     largest, preferred = MAX_BATCH, PREFERRED
     kind = "KIND_CPU" if artifact.precision == "int8" else "KIND_AUTO"  # quantised for CPUs
+    note = ""
     if artifact.target == "trt":
         _, opt, largest = _profile(artifact)
         kind, preferred = "KIND_GPU", (opt,)
+        note = VERSION_COMPATIBLE_NOTE if artifact.facts.get("version_compatible") else ""
     sizes = ", ".join(map(str, preferred))
     return f"""\
-max_batch_size: {largest}
+{note}max_batch_size: {largest}
 {_instances(kind)}dynamic_batching {{
   preferred_batch_size: [ {sizes} ]
   max_queue_delay_microseconds: {MAX_DELAY_US}

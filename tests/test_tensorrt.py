@@ -84,6 +84,7 @@ def test_an_engine_says_what_it_was_built_with_and_for(engine: tuple[Path, dict]
     assert facts["built_on"] == "cpu"
     assert facts["runs_on"] == "compute capability 8.0, 8.6, 8.9, 12.0 and later"
     assert facts["batch_min_opt_max"] == [1, 64, MAX_BATCH]
+    assert facts["version_compatible"] is False
     assert TensorRtTarget().versions().keys() >= {"torch", "onnx", "onnxscript", "onnxruntime"}
     assert trt.__version__ in TensorRtTarget().versions().values()
 

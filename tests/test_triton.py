@@ -146,6 +146,19 @@ def test_an_engine_takes_the_batches_of_its_profile(exported: Artifact) -> None:
     assert enum_name(found.instance_group[0], "kind") == "KIND_GPU"
 
 
+@pytest.mark.parametrize("compatible", [False, True])
+def test_an_engine_for_later_releases_needs_an_option_of_the_server(
+    compatible: bool, exported: Artifact
+) -> None:
+    facts = {"flavor": "tensorrt", "batch_min_opt_max": [1, 32, 128]}
+    engine = replace(exported, target="trt", facts=facts | {"version_compatible": compatible})
+
+    text = config(engine, "it")
+
+    parsed(text)
+    assert ("--backend-config=tensorrt,version-compatible=true" in text) is compatible
+
+
 def test_an_engine_goes_without_the_graph_that_it_was_built_from(
     copied: Path, tmp_path: Path
 ) -> None:
