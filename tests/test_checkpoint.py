@@ -38,7 +38,9 @@ def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only its file systems take a name that is no text"
+)
 def test_a_name_that_is_no_text_is_told(mini: Dataset, tmp_path: Path) -> None:
     run = sample_run(tmp_path / "run", mini)
     other = run.path.rename(tmp_path / os.fsdecode(b"caf\xe9"))

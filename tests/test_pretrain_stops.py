@@ -486,7 +486,7 @@ def test_the_command_replays_a_step(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_run_that_did_not_fail_is_not_replayed(done: Checkpoint, few: Dataset) -> None:
-    with pytest.raises(CheckpointError, match="cannot be replayed: no loss of it became"):
+    with pytest.raises(CheckpointError, match="cannot be replayed: nothing in it became"):
         replay(done.path, MODEL, settings("simclr"), few, device="cpu")
 
 

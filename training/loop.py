@@ -237,7 +237,7 @@ class Trainer:
         `seconds_after` is what the run takes after those of this epoch.
 
         Raises:
-            NonFinite: the loss became infinite or NaN.
+            NonFinite: the loss or its gradients became infinite or NaN.
         """
         start = time.perf_counter()
         first = self.stepper.step if self._is_under_way(epoch) else 0

@@ -72,8 +72,8 @@ def pretrain(
     Raises:
         ZooError: model, settings and data do not fit each other, or lightly is not installed.
         CheckpointError: `resume` is no such run, is complete, damaged or under way elsewhere.
-        MachineError: the loss became infinite or NaN, which leaves the last save, or memory ran
-            out.
+        MachineError: the loss or its gradients became infinite or NaN, which leaves the last save,
+            or memory ran out.
         OSError: the folder cannot be written.
     """
     note = on_note or (lambda line: None)

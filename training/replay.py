@@ -173,7 +173,7 @@ def bad_step(path: Path) -> BadStep:
     """
     facts = path / STATE / FACTS
     if not facts.is_file():
-        raise CheckpointError(f"{path} cannot be replayed: no loss of it became infinite or NaN")
+        raise CheckpointError(f"{path} cannot be replayed: nothing in it became infinite or NaN")
     return from_plain(BadStep, read_json(facts, CheckpointError))
 
 

@@ -83,7 +83,8 @@ def train(
             what the recipe asks for.
         CheckpointError: `resume` is no run, is complete, or began with another model, seed,
             recipe, image size, data set or teacher; or `teacher` is fed other images.
-        MachineError: the loss became infinite or NaN, memory ran out, or weights cannot be fetched.
+        MachineError: the loss or its gradients became infinite or NaN, memory ran out, or weights
+            cannot be fetched.
         OSError: the folder cannot be written.
     """
     report, note = on_progress or _silent, on_note or _silent
